@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edits of a package's requirements, as data: what the metadata of a wheel asks for, changed by name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from fork.errors import EditError
+
+
+def covers(releases: str, release: str) -> bool:
+    """Whether `releases`, a specifier, holds `release`; a pre-release counts as the release that it leads to."""
+    return SpecifierSet(releases).contains(Version(release).base_version)
+
+
+@dataclass(frozen=True)
+class RequirementEdit:
+    """One edit of the list of requirements.
+
+    Args:
+        name: what the edit does, for messages.
+        apply: takes the requirements and returns the edited ones; raises `EditError`.
+        releases: specifier of the upstream releases that need the edit; empty for all.
+    """
+
+    name: str
+    apply: Callable[[list[Requirement]], list[Requirement]]
+    releases: str = ""
+
+
+def move(package: str, extra: str, *, releases: str = "") -> RequirementEdit:
+    """Moves the requirement of `package` from the base to `extra`."""
+
+    def apply(requirements: list[Requirement]) -> list[Requirement]:
+        return [_into(each, extra) if _is_base(each, package) else each for each in _having(requirements, package)]
+
+    return RequirementEdit(f"move {package} to the extra {extra}", apply, releases)
+
+
+def replace(package: str, *new: str, releases: str = "") -> RequirementEdit:
+    """Replaces the base's requirement of `package` by `new`; one for an extra says so in its marker."""
+
+    def apply(requirements: list[Requirement]) -> list[Requirement]:
+        kept = []
+        for each in _having(requirements, package):
+            kept += [Requirement(text) for text in new] if _is_base(each, package) else [each]
+        return kept
+
+    return RequirementEdit(f"replace {package}", apply, releases)
+
+
+def edit(requirements: Sequence[str], edits: Sequence[RequirementEdit], release: str) -> list[str]:
+    """Returns `requirements` with the edits that upstream's `release` needs; raises `EditError`."""
+    parsed = [Requirement(each) for each in requirements]
+    for each in edits:
+        if covers(each.releases, release):
+            try:
+                parsed = each.apply(parsed)
+            except EditError as error:
+                raise EditError(f"requirements: {each.name}: {error}") from None
+    return [str(each) for each in dict.fromkeys(parsed)]
+
+
+def _is_base(requirement: Requirement, package: str) -> bool:
+    same = canonicalize_name(requirement.name) == canonicalize_name(package)
+    return same and "extra" not in str(requirement.marker or "")
+
+
+def _having(requirements: list[Requirement], package: str) -> list[Requirement]:
+    if not any(_is_base(each, package) for each in requirements):
+        raise EditError(f"expected a requirement of {package}, found none")
+    return requirements
+
+
+def _into(requirement: Requirement, extra: str) -> Requirement:
+    spec = str(requirement).partition(";")[0].strip()
+    marker = f"({requirement.marker}) and " if requirement.marker else ""
+    return Requirement(f'{spec}; {marker}extra == "{extra}"')

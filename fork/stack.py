@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stack of changes: loads patches/ in order and lays it over a folder that holds upstream."""
+
+import ast
+import importlib.util
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fork.edits import Change
+from fork.errors import EditError, ForkError
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MODULES = REPOSITORY / "src" / "megatron" / "bridge"
+
+
+def load(folder: Path = REPOSITORY / "patches", names: Iterable[str] = ()) -> list[Change]:
+    """Returns the changes of the stack in order; with `names`, only those.
+
+    Raises:
+        ForkError: a name is not in the stack.
+    """
+    changes = []
+    for path in sorted(folder.glob("[0-9]*.py")):
+        spec = importlib.util.spec_from_file_location(f"patches.{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        changes.append(module.change)
+    wanted = set(names)
+    unknown = wanted - {change.name for change in changes}
+    if unknown:
+        known = ", ".join(change.name for change in changes)
+        raise ForkError(f"no change {', '.join(sorted(unknown))} in the stack; expected one of: {known}")
+    return [change for change in changes if not wanted or change.name in wanted]
+
+
+def find_package(root: Path) -> Path:
+    """Returns the folder megatron/bridge of an unpacked wheel or a checkout of upstream at `root`.
+
+    Raises:
+        ForkError: there is none.
+    """
+    for package in (root / "megatron" / "bridge", root / "src" / "megatron" / "bridge"):
+        if (package / "package_info.py").is_file():
+            return package
+    raise ForkError(f"{root} holds no megatron/bridge; expected an unpacked wheel or a checkout of Megatron-Bridge")
+
+
+def read_release(package: Path) -> str:
+    """Returns the version that upstream's package_info.py states, without importing it."""
+    values = {}
+    for node in ast.parse((package / "package_info.py").read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            values[node.targets[0].id] = node.value.value
+    return f"{values['MAJOR']}.{values['MINOR']}.{values['PATCH']}{values['PRE_RELEASE']}"
+
+
+def apply(changes: Sequence[Change], root: Path, modules: Path = MODULES) -> dict[str, list[str]]:
+    """Lays `changes` over upstream at `root`; writes nothing unless every edit finds its place.
+
+    Args:
+        changes: the stack, in order.
+        root: an unpacked wheel or a checkout of upstream.
+        modules: the folder that the changes' new modules are in.
+
+    Returns:
+        The names of the changes that touch each file, edited or new, by its path relative to megatron/bridge.
+
+    Raises:
+        EditError: an edit's place is missing or ambiguous.
+        ForkError: `root` is not upstream, or a new module is missing or would hide one of upstream's.
+    """
+    package = find_package(root)
+    release = read_release(package)
+    sources: dict[str, str] = {}
+    touched: dict[str, list[str]] = {}
+    for change in changes:
+        for file in change.edits:
+            if file.path not in sources:
+                sources[file.path] = _read(package / file.path, change, file.path)
+            try:
+                edited = file.apply(sources[file.path], release)
+            except EditError as error:
+                raise EditError(
+                    f"change {change.name}: {error}; look at megatron-bridge {release} and adjust the edit in patches/"
+                ) from None
+            sources[file.path] = edited
+            touched.setdefault(file.path, []).append(change.name)
+        for module in change.modules:
+            if not (modules / module).is_file():
+                raise ForkError(
+                    f"change {change.name}: {modules / module} does not exist; add it or take it off the list"
+                )
+            touched.setdefault(module, []).append(change.name)
+    for path, source in sources.items():
+        if (package / path).read_text() != source:
+            (package / path).write_text(source)
+    for change in changes:
+        for module in change.modules:
+            (package / module).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(modules / module, package / module)
+    return touched
+
+
+def _read(path: Path, change: Change, name: str) -> str:
+    if not path.is_file():
+        raise EditError(
+            f"change {change.name}: expected the file {name} in upstream, found none; adjust the path in patches/"
+        )
+    return path.read_text()
