@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Release checkpoints: `import_ckpt` writes one, and every reader in Bridge finds its payload.
+
+Upstream status: not proposed yet.
+"""
+
+import libcst.matchers as m
+
+from fork.edits import (
+    Change,
+    File,
+    add_import,
+    add_parameter,
+    assign,
+    call,
+    define,
+    expression,
+    ifs,
+    insert_after,
+    insert_before,
+    insert_first,
+    pass_argument,
+    replace,
+    wrap,
+)
+
+
+SAVE_DOC = (
+    "If True, saves a release checkpoint, which Megatron-LM starts fine-tuning from: weights and Megatron-LM args, "
+    "without training state, in `release/`, with the tracker `release`."
+)
+IMPORT_RESOLVER = "from megatron.bridge.training.release_checkpoint import resolve_checkpoint\n"
+# `latest_train_state.pt` of a root; without a prefix the function names the file of one iteration.
+ROOT_TRAIN_STATE = m.Call(
+    func=m.Name("get_checkpoint_train_state_filename"),
+    args=[m.Arg(value=m.Name("load_dir")), m.Arg(keyword=m.Name("prefix"))],
+)
+
+SAVING = [
+    add_import("from megatron.bridge.training import release_checkpoint"),
+    add_parameter("save_checkpoint", "release: bool = False", doc=SAVE_DOC),
+    insert_after(
+        "save_checkpoint",
+        assign("checkpoint_name"),
+        "if release:\n    checkpoint_name = release_checkpoint.stage_release(save_dir)",
+    ),
+    insert_after(
+        "save_checkpoint",
+        ifs("prebuilt_state_dict is not None"),
+        "if release:\n    state_dict = release_checkpoint.prepare_release_state_dict(state_dict, cfg)",
+    ),
+    insert_before(
+        "save_checkpoint.train_state_finalize_fn",
+        assign('train_state_dict["floating_point_operations_so_far"]'),
+        "if release:\n    release_checkpoint.finalize_release(save_dir, cfg)\n    return",
+    ),
+    insert_before(
+        "save_checkpoint",
+        define("wandb_finalize_fn"),
+        "if release:\n    checkpoint_name = get_checkpoint_name(save_dir, train_state.step, release=True)\n",
+    ),
+]
+
+LOADING = [
+    # Megatron-LM of core 0.16 and later takes a tracker that says 0.
+    replace("read_metadata", expression("iteration > 0"), "iteration >= 0"),
+    *(
+        replace(function, ROOT_TRAIN_STATE, "release_checkpoint.train_state_tracker(load_dir)")
+        for function in ("_resolve_checkpoint_iteration", "_load_checkpoint_from_path", "_load_base_checkpoint")
+    ),
+]
+
+CONVERSION = [
+    add_parameter("AutoBridge.save_megatron_model", "release: bool = False", doc=SAVE_DOC),
+    pass_argument("AutoBridge.save_megatron_model", call("save_megatron_model"), "release=release"),
+    insert_first(
+        "AutoBridge.save_megatron_model",
+        "from megatron.bridge.training.release_checkpoint import discarded_on_error\n",
+    ),
+    wrap(
+        "AutoBridge.save_megatron_model",
+        m.Expr(value=m.Call(func=m.Name("save_megatron_model"))),
+        "with discarded_on_error(path):\n    {}",
+    ),
+    insert_first("AutoBridge.load_megatron_model", IMPORT_RESOLVER),
+    replace("AutoBridge.load_megatron_model", expression("Path(path)"), "Path(resolve_checkpoint(path))"),
+    add_parameter(
+        "AutoBridge.import_ckpt",
+        "release: bool = True",
+        keyword_only=True,
+        doc=f"{SAVE_DOC} False writes iteration 0 of a training checkpoint, which Megatron-LM can't start from.",
+    ),
+    insert_first(
+        "AutoBridge.import_ckpt",
+        "from megatron.bridge.models.conversion.hf_checkpoint import check_hf_checkpoint, has_tokenizer\n"
+        "from megatron.bridge.training.release_checkpoint import check_release_target, print_megatron_lm_flags\n"
+        "\n"
+        "check_hf_checkpoint(hf_model_id)\n"
+        "if release:\n"
+        "    check_release_target(megatron_path)\n",
+    ),
+    pass_argument("AutoBridge.import_ckpt", call("bridge.save_megatron_model"), "release=release"),
+    pass_argument(
+        "AutoBridge.import_ckpt",
+        call("bridge.save_megatron_model"),
+        "hf_tokenizer_path=hf_model_id if has_tokenizer(hf_model_id) else None",
+    ),
+    insert_after(
+        "AutoBridge.import_ckpt",
+        call("bridge.save_megatron_model"),
+        "if release:\n    print_megatron_lm_flags(megatron_path)",
+    ),
+    insert_after(
+        "AutoBridge.from_auto_config",
+        ifs("not checkpoint_path.exists()"),
+        "checkpoint_path = Path(find_run_config(resolve_checkpoint(checkpoint_path))).parent",
+    ),
+    insert_first(
+        "AutoBridge.from_auto_config",
+        "from megatron.bridge.training.release_checkpoint import find_run_config, resolve_checkpoint\n",
+    ),
+    insert_first("AutoBridge.export_adapter_ckpt", IMPORT_RESOLVER),
+    insert_after(
+        "AutoBridge.export_adapter_ckpt",
+        ifs("not ckpt_path.exists()"),
+        "ckpt_path = Path(resolve_checkpoint(ckpt_path))",
+    ),
+]
+
+MODEL_LOAD_SAVE = [
+    add_import("from megatron.bridge.training.release_checkpoint import find_run_config, resolve_checkpoint"),
+    *(
+        insert_first(function, "checkpoint_path = resolve_checkpoint(checkpoint_path)")
+        for function in ("load_tokenizer", "load_model_config", "build_and_load_model", "load_megatron_model")
+    ),
+    *(
+        replace(function, call("get_checkpoint_run_config_filename"), "find_run_config(checkpoint_path)")
+        for function in ("load_tokenizer", "load_model_config")
+    ),
+    add_parameter("save_megatron_model", "release: bool = False", doc=SAVE_DOC),
+    pass_argument("save_megatron_model", call("save_checkpoint"), "release=release", count=2),
+    # A release checkpoint is complete before its tracker names it: save_checkpoint writes the tokenizer itself.
+    replace(
+        "save_megatron_model",
+        expression("tokenizer_config is not None"),
+        "tokenizer_config is not None and not release",
+    ),
+]
+
+change = Change(
+    name="release-checkpoints",
+    message="""\
+fix(ckpt): write release checkpoints that Megatron-LM fine-tunes from
+
+`AutoBridge.import_ckpt` wrote `iter_0000000/` with the tracker `0` and no
+Megatron-LM args. Megatron-LM could not start from that: up to core 0.15 it
+refuses the tracker, later versions look for optimizer state, and none can
+use `--use-checkpoint-args`.
+
+Write `release/` with the tracker `release` and complete args by default.
+The payload is staged and renamed into place and the tracker is written
+last, so that an interrupted import leaves nothing half-written. Every
+reader of a checkpoint root finds the payload through one function.
+""",
+    why=(
+        "import_ckpt writes a release checkpoint (release/, tracker, Megatron-LM args) that Megatron-LM starts from, "
+        "save_megatron_model and save_checkpoint can, and all readers resolve a checkpoint root the same way."
+    ),
+    edits=[
+        File("training/checkpointing.py", [*SAVING, *LOADING]),
+        File("training/model_load_save.py", MODEL_LOAD_SAVE),
+        File("models/conversion/auto_bridge.py", CONVERSION),
+        File(
+            "training/utils/checkpoint_utils.py",
+            [
+                insert_first(
+                    "get_hf_model_id_from_checkpoint",
+                    "# That module imports this one.\n"
+                    "from megatron.bridge.training.release_checkpoint import find_run_config, resolve_checkpoint\n"
+                    "\n"
+                    "path = os.path.dirname(find_run_config(resolve_checkpoint(path)))\n",
+                )
+            ],
+        ),
+        File(
+            "models/megatron_mimo/conversion/mimo_model_io.py",
+            [
+                insert_first(
+                    "_resolve_iter_folder",
+                    f"{IMPORT_RESOLVER}\n"
+                    "resolved = Path(resolve_checkpoint(path))\n"
+                    'if resolved != path or path.name == "release":\n'
+                    "    return resolved\n",
+                )
+            ],
+        ),
+        File(
+            "diffusion/models/wan/flow_matching/flow_inference_pipeline.py",
+            [
+                insert_before(
+                    "FlowInferencePipeline._select_checkpoint_dir",
+                    assign("pattern"),
+                    f"{IMPORT_RESOLVER}\n"
+                    "resolved = resolve_checkpoint(base_dir)\n"
+                    "if resolved != base_dir:\n"
+                    '    logging.info(f"Selected checkpoint: {resolved}")\n'
+                    "    return resolved\n",
+                )
+            ],
+        ),
+    ],
+    modules=[
+        "training/release_checkpoint.py",
+        "training/mlm_compat/checkpoint_args.py",
+        "models/conversion/hf_checkpoint.py",
+    ],
+)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saves a distributed checkpoint within the calling process, without CUDA."""
+
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.msc_utils import MultiStorageClientFeature
+
+from megatron.bridge.utils import accelerator
+
+
+class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
+    """Megatron Core's `torch_dist` format, written by PyTorch's own file system writer.
+
+    Megatron Core writes through its asynchronous writer even when it saves synchronously. That writer synchronizes CUDA
+    devices and starts a process for its results queue (core 0.19, dist_checkpointing/strategies/filesystem_async.py),
+    which a script without a `__main__` guard can't do. PyTorch's writer does neither; the files are the same.
+    """
+
+    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
+        """Writes `sharded_state_dict`; all ranks call this.
+
+        Args:
+            sharded_state_dict: the state dict, its factories applied.
+            checkpoint_dir: an existing folder, or a MultiStorageClient URL.
+        """
+        flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
+        dcp.save(
+            mcore_to_pyt_state_dict(flat),
+            storage_writer=_writer(checkpoint_dir, self.thread_count),
+            planner=MCoreSavePlanner(
+                dedup_replicated_tensors=not self.keep_only_main_replica,
+                flatten_state_dict=False,
+                flatten_sharded_tensors=False,
+            ),
+        )
+
+
+def save_strategy_class() -> type[TorchDistSaveShardedStrategy]:
+    """Returns the save strategy of this host: Megatron Core's own where there is an accelerator."""
+    return TorchDistSaveShardedStrategy if accelerator.is_available() else InProcessSaveStrategy
+
+
+def _writer(checkpoint_dir: str | Path, thread_count: int) -> dcp.StorageWriter:
+    if MultiStorageClientFeature.is_enabled():
+        msc = MultiStorageClientFeature.import_package()
+        return msc.torch.MultiStorageFileSystemWriter(str(checkpoint_dir), thread_count=thread_count)
+    return dcp.FileSystemWriter(checkpoint_dir, thread_count=thread_count)

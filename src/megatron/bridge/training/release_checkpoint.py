@@ -1,0 +1,456 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Release checkpoints: staging, publication, and finding the payload of a checkpoint root.
+
+A release checkpoint is what Megatron-LM starts fine-tuning from. Below a root it is
+
+    release/                             the payload: weights, Megatron-LM args, run_config.yaml, tokenizer/
+    latest_checkpointed_iteration.txt    the tracker, holding the word ``release``
+
+The payload grows in ``release.incomplete/`` and is renamed into place, the tracker is written last: a crash leaves the
+checkpoint that was there before, or none, never a tracker that names something unreadable. Object stores have no
+rename of folders, so over MultiStorageClient URLs the payload is written in place and only the order protects it.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.bridge.training.utils.checkpoint_utils import (
+    TRACKER_PREFIX,
+    file_exists,
+    get_checkpoint_run_config_filename,
+    get_checkpoint_tracker_filename,
+    get_checkpoint_train_state_filename,
+    is_checkpoint_iteration_directory,
+    read_run_config,
+    read_train_state,
+)
+from megatron.bridge.utils.common_utils import get_rank_safe, print_rank_0
+from megatron.core.msc_utils import MultiStorageClientFeature
+
+from megatron.bridge.training.mlm_compat.checkpoint_args import (
+    megatron_lm_args,
+    megatron_lm_flags,
+    read_megatron_lm_args,
+)
+
+
+logger = logging.getLogger(__name__)
+
+RELEASE = "release"
+STAGING_DIR = "release.incomplete"
+REPLACED_DIR = "release.replaced"
+
+# State that a release checkpoint never holds: Megatron-LM starts a release at iteration 0 with its own optimizer,
+# scheduler and random numbers (megatron/training/checkpointing.py, load_checkpoint, core 0.19).
+_TRAINING_STATE_KEYS = ("optimizer", "opt_param_scheduler", "rng_state", "rerun_state_machine")
+
+
+@dataclass
+class _Staging:
+    """A release checkpoint that is being written.
+
+    Attributes:
+        lock: Descriptor of the staging folder. Its lock tells a running import from what a crash left behind.
+        created: Folders that this import made above the payload, deepest last; removed if the import fails.
+    """
+
+    lock: int | None = None
+    created: list[Path] = field(default_factory=list)
+
+
+_open_stagings: dict[str, _Staging] = {}
+
+
+def iteration_dir(iteration: int) -> str:
+    """Return the folder name of a training iteration, as ``get_checkpoint_name`` of Megatron-LM spells it."""
+    return f"iter_{iteration:07d}"
+
+
+def check_release_target(root: str | os.PathLike) -> None:
+    """Refuse a root that a release checkpoint must not be written to. Changes nothing.
+
+    Args:
+        root: Checkpoint root, a local path or a MultiStorageClient URL.
+
+    Raises:
+        NotADirectoryError: The root, or a folder above it, is a file.
+        PermissionError: The root can't be written to.
+        FileExistsError: The root holds training iterations, which a tracker set back to ``release`` would hide.
+        ValueError: The tracker holds neither an iteration nor ``release``.
+    """
+    path = _as_path(root)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{root} is a file, a checkpoint needs a directory: choose another path")
+    if isinstance(path, Path):
+        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{existing} is a file, {root} can't lie below it: choose another path")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(f"{existing} is not writable: change its permissions or choose another path")
+    if not path.exists():
+        return
+    tracked = read_tracker(root)
+    saved = max(_saved_iterations(path), default=0)
+    iteration = max(saved, tracked[0] if tracked else 0)
+    if iteration > 0:
+        raise FileExistsError(
+            f"{root} holds training iteration {iteration}, a release checkpoint would set its tracker back: "
+            "choose another directory, or move the training checkpoints away"
+        )
+
+
+def stage_release(root: str | os.PathLike) -> str:
+    """Open a place for the payload of a release checkpoint. Collective: every rank calls it.
+
+    What an earlier crash left is cleared. Until :func:`publish_release`, the tracker and the checkpoint that it names
+    stay as they are (over MultiStorageClient the tracker of an old release goes first: its payload is overwritten).
+
+    Args:
+        root: Checkpoint root, a local path or a MultiStorageClient URL.
+
+    Returns:
+        The folder to write the payload into, the same on every rank.
+
+    Raises:
+        OSError: As :func:`check_release_target`, or another process is writing a release checkpoint to this root.
+    """
+    # Both readers cache by path, and this path is about to hold another model. On every rank, for a rank that answers
+    # from its cache would miss the broadcast of the others.
+    read_run_config.cache_clear()
+    read_train_state.cache_clear()
+    error = None
+    if get_rank_safe() == 0:
+        try:
+            check_release_target(root)
+            _open_staging(root)
+        except (OSError, ValueError) as caught:
+            error = caught
+    _raise_everywhere(error)
+    return str(_payload_being_written(root))
+
+
+def publish_release(root: str | os.PathLike) -> None:
+    """Make the staged payload the checkpoint of this root: rename it into place, then write the tracker.
+
+    Called on rank 0 after every rank has written.
+
+    Args:
+        root: The root that was given to :func:`stage_release`.
+    """
+    path = _as_path(root)
+    train_state = _as_path(get_checkpoint_train_state_filename(str(root), prefix=TRACKER_PREFIX))
+    tracker = _as_path(get_checkpoint_tracker_filename(str(root)))
+    if not isinstance(path, Path):
+        train_state.unlink(missing_ok=True)
+        tracker.write_text(RELEASE)
+        return
+    payload, staging, replaced = path / RELEASE, path / STAGING_DIR, path / REPLACED_DIR
+    _sync_tree(staging)
+    # Bridge's own tracker would point its readers at an iteration of an earlier import.
+    train_state.unlink(missing_ok=True)
+    if os.path.lexists(payload):
+        _remove(replaced)
+        if read_tracker(root) == (0, True):
+            tracker.unlink()
+        payload.rename(replaced)
+    staging.rename(payload)
+    _write_atomically(tracker, RELEASE)
+    _remove(replaced)
+    _close_staging(root)
+
+
+def discard_release(root: str | os.PathLike) -> None:
+    """Remove what an import that failed has staged. Does nothing where nothing is staged by this process.
+
+    Args:
+        root: The root that was given to :func:`stage_release`.
+    """
+    staging = _close_staging(root)
+    if staging is None:
+        return
+    path = _as_path(root)
+    if isinstance(path, Path):
+        _remove(path / STAGING_DIR)
+        for created in reversed(staging.created):
+            try:
+                created.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                    raise
+
+
+@contextmanager
+def discarded_on_error(root: str | os.PathLike) -> Iterator[None]:
+    """Leave nothing at a root if writing a release checkpoint to it fails or is interrupted.
+
+    Args:
+        root: The root that is given to :func:`stage_release` within.
+    """
+    try:
+        yield
+    except BaseException:
+        discard_release(root)
+        raise
+
+
+def prepare_release_state_dict(state_dict: dict[str, Any], cfg: Any) -> dict[str, Any]:
+    """Turn the state dict of a save into that of a release checkpoint: weights and Megatron-LM args only.
+
+    Args:
+        state_dict: State dict from ``generate_state_dict``.
+        cfg: The ``ConfigContainer`` of the save; its ``model`` is a model provider.
+
+    Returns:
+        A new state dict without optimizer, scheduler, random number and rerun state, at iteration 0, with ``args``.
+    """
+    weights = {key: value for key, value in state_dict.items() if key not in _TRAINING_STATE_KEYS}
+    # Below version 2.0 Megatron-LM permutes the QKV weights on load (fix_query_key_value_ordering).
+    return {**weights, "args": megatron_lm_args(cfg.model), "checkpoint_version": 3.0, "iteration": 0}
+
+
+def finalize_release(root: str | os.PathLike, cfg: Any) -> None:
+    """Complete the staged payload with run config and tokenizer, and publish it. Called on rank 0.
+
+    Args:
+        root: The root that was given to :func:`stage_release`.
+        cfg: The ``ConfigContainer`` of the save.
+    """
+    # These import this module.
+    from megatron.bridge.training.checkpointing import save_tokenizer_assets
+    from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
+
+    payload = str(_payload_being_written(root))
+    cfg.to_yaml(get_checkpoint_run_config_filename(payload))
+    tokenizer = getattr(cfg.dataset, "tokenizer", None)
+    if tokenizer is None and cfg.tokenizer is not None:
+        tokenizer = build_tokenizer(cfg.tokenizer)
+    if tokenizer is not None:
+        save_tokenizer_assets(tokenizer, cfg.tokenizer, payload)
+    publish_release(root)
+    print_rank_0(f"  successfully saved release checkpoint to {root}")
+
+
+def print_megatron_lm_flags(root: str | os.PathLike) -> None:
+    """Print, on rank 0, the Megatron-LM command lines that start from this checkpoint.
+
+    Args:
+        root: Root of a checkpoint with Megatron-LM args.
+    """
+    if get_rank_safe() != 0:
+        return
+    args = read_megatron_lm_args(root)
+    short = " ".join(["--load", str(root), *megatron_lm_flags(args, use_checkpoint_args=True)])
+    print_rank_0(f"Megatron-LM starts from this checkpoint with: {short}")
+    print_rank_0(f"Without --use-checkpoint-args it needs: {' '.join(megatron_lm_flags(args))}")
+
+
+def find_run_config(payload: str | os.PathLike) -> str:
+    """Return the path of the run config that describes a payload folder.
+
+    Megatron-LM writes none. What it saves beside a release checkpoint was trained from it and has the same model.
+
+    Args:
+        payload: Payload folder, a local path or a MultiStorageClient URL.
+
+    Returns:
+        The payload's own ``run_config.yaml``, else the one of the release beside it if there is one.
+    """
+    own = get_checkpoint_run_config_filename(str(payload))
+    path = _as_path(payload)
+    if not path.name.startswith("iter_") or not path.is_dir() or file_exists(own):
+        return own
+    beside = get_checkpoint_run_config_filename(str(path.parent / RELEASE))
+    return beside if file_exists(beside) else own
+
+
+def read_tracker(root: str | os.PathLike) -> tuple[int, bool] | None:
+    """Read Megatron-LM's tracker file of a checkpoint root.
+
+    Args:
+        root: Checkpoint root, a local path or a MultiStorageClient URL.
+
+    Returns:
+        ``(iteration, release)`` as ``read_metadata`` of Megatron-LM gives them, or None where there is no tracker.
+
+    Raises:
+        ValueError: The tracker holds neither a whole number nor ``release``.
+    """
+    tracker = _as_path(get_checkpoint_tracker_filename(str(root)))
+    if not tracker.is_file():
+        return None
+    text = tracker.read_text().strip()
+    if text == RELEASE:
+        return 0, True
+    if not text.isdecimal():
+        raise ValueError(f"{tracker} holds {text[:40]!r}, expected an iteration or 'release': write the right one")
+    return int(text), False
+
+
+def train_state_tracker(root: str | os.PathLike) -> str:
+    """Return the path of ``latest_train_state.pt`` where it may be trusted, else an empty string.
+
+    Bridge writes that file and the tracker together, Megatron-LM and a release checkpoint only the tracker. Where the
+    two differ, the tracker is the newer one.
+
+    Args:
+        root: Checkpoint root, a local path or a MultiStorageClient URL.
+
+    Returns:
+        The path of the file, whether it exists or not, or ``""`` where the tracker contradicts it.
+    """
+    filename = get_checkpoint_train_state_filename(str(root), prefix=TRACKER_PREFIX)
+    tracked = read_tracker(root)
+    if tracked is None or not file_exists(filename):
+        return filename
+    if tracked == (read_train_state(filename).step, False):
+        return filename
+    logger.warning("%s differs from the tracker beside it, which is newer: ignoring the former", filename)
+    return ""
+
+
+def resolve_checkpoint(path: str | os.PathLike) -> str:
+    """Find the folder that holds the payload of a checkpoint.
+
+    A payload folder (``release/``, ``iter_N/``) is taken as it is. A root resolves by its tracker, then by
+    ``latest_train_state.pt``, then to its highest iteration, then to its release.
+
+    Args:
+        path: Checkpoint root or payload folder, a local path or a MultiStorageClient URL.
+
+    Returns:
+        The payload folder, or ``path`` where there is none below it.
+
+    Raises:
+        FileNotFoundError: The tracker names a folder that isn't there.
+    """
+    root = _as_path(path)
+    if is_checkpoint_iteration_directory(str(path)) or not root.is_dir():
+        return str(path)
+    tracked = read_tracker(path)
+    if tracked is None:
+        filename = get_checkpoint_train_state_filename(str(path), prefix=TRACKER_PREFIX)
+        tracked = (read_train_state(filename).step, False) if file_exists(filename) else None
+    if tracked is not None:
+        payload = root / (RELEASE if tracked[1] else iteration_dir(tracked[0]))
+        if not payload.is_dir():
+            raise FileNotFoundError(
+                f"the tracker of {path} names {payload.name}, which is not there: give the path of a checkpoint folder"
+            )
+        return str(payload)
+    iterations = _saved_iterations(root)
+    if iterations:
+        return str(root / iteration_dir(max(iterations)))
+    return str(root / RELEASE) if (root / RELEASE).is_dir() else str(path)
+
+
+def _as_path(path: str | os.PathLike) -> Any:
+    """Return a ``pathlib.Path``, or MultiStorageClient's look-alike for a URL of its own."""
+    if MultiStorageClientFeature.is_enabled() and str(path).startswith("msc://"):
+        return MultiStorageClientFeature.import_package().Path(str(path))
+    return Path(path)
+
+
+def _payload_being_written(root: str | os.PathLike) -> Any:
+    path = _as_path(root)
+    return path / (STAGING_DIR if isinstance(path, Path) else RELEASE)
+
+
+def _saved_iterations(root: Any) -> list[int]:
+    names = (child.name for child in root.iterdir() if child.is_dir())
+    return [int(name[5:]) for name in names if name.startswith("iter_") and name[5:].isdecimal()]
+
+
+def _open_staging(root: str | os.PathLike) -> None:
+    """Make an empty staging folder and lock it, or over MultiStorageClient an empty ``release/``."""
+    payload = _payload_being_written(root)
+    if not isinstance(payload, Path):
+        _clear_remote_release(root, payload)
+        _open_stagings[str(root)] = _Staging()
+        return
+    _close_staging(root)
+    staging = _Staging(created=[p for p in reversed((payload.parent, *payload.parent.parents)) if not p.exists()])
+    payload.mkdir(parents=True, exist_ok=True)
+    staging.lock = _lock(payload)
+    _open_stagings[str(root)] = staging
+    for leftover in payload.iterdir():
+        _remove(leftover)
+
+
+def _clear_remote_release(root: str | os.PathLike, payload: Any) -> None:
+    if read_tracker(root) == (0, True):
+        _as_path(get_checkpoint_tracker_filename(str(root))).unlink()
+    if payload.is_dir():
+        for leftover in payload.rglob("*"):
+            if leftover.is_file():
+                leftover.unlink()
+
+
+def _close_staging(root: str | os.PathLike) -> _Staging | None:
+    staging = _open_stagings.pop(str(root), None)
+    if staging is not None and staging.lock is not None:
+        os.close(staging.lock)
+    return staging
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder for as long as this process lives and holds the descriptor."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise FileExistsError(
+            f"another process is writing a release checkpoint to {folder.parent}: wait for it, or choose another path"
+        ) from None
+    except OSError as error:
+        # Some network file systems have no locks; an import there goes unguarded, as it does upstream.
+        logger.debug("no lock on %s: %s", folder, error)
+    return descriptor
+
+
+def _raise_everywhere(error: Exception | None) -> None:
+    """Raise rank 0's error on every rank, so that none waits for the others."""
+    if torch.distributed.is_initialized():
+        errors = [error]
+        torch.distributed.broadcast_object_list(errors, src=0)
+        error = errors[0]
+    if error is not None:
+        raise error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".incomplete")
+    temporary.write_text(text)
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Flush a folder to disk: a tracker must not outlive, over a power loss, the payload that it names."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
