@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`torch.cuda` answered by the CPU, so that Megatron-LM's own training loop runs where no accelerator is.
+
+Megatron-LM asserts `torch.cuda.is_available()` (`megatron/training/initialize.py`, `initialize_megatron`), asks `torch.cuda` for
+streams, events, memory figures and RNG state, and creates tensors with `device="cuda"`. None of that decides what is
+computed. `install()` answers each question with the CPU's facts and sends every `device="cuda"` to the CPU; the mathematics,
+the checkpoint code and the collectives (gloo) stay Megatron-LM's and PyTorch's own.
+
+This is a part of the tests. The wheel holds nothing like it, and `install()` refuses to work where a real accelerator is.
+What the emulation can't do: bf16 and gradient clipping (Megatron-LM's optimizer asks for `torch.cuda.FloatTensor` by name), Transformer Engine, fused kernels.
+"""
+
+import contextlib
+import os
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+# Megatron-LM reads these when it starts. Compiled functions would bypass the function mode below, and Megatron Core insists on
+# one connection as soon as sequence parallelism is on (`megatron/training/arguments.py`, `validate_args`).
+ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+
+_CPU = torch.device("cpu")
+
+
+def accelerator() -> str | None:
+    """Name the accelerator that torch finds.
+
+    Returns:
+        "rocm", "cuda", or None where torch sees no device.
+    """
+    if not torch.cuda.is_available():
+        return None
+    return "rocm" if torch.version.hip else "cuda"
+
+
+class Event:
+    """A CUDA event on a device where everything has already happened."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        """Accept what a real event would note down."""
+
+    def wait(self, stream: Any = None) -> None:
+        """Return at once: CPU work is done when its call returns."""
+
+    def synchronize(self) -> None:
+        """Return at once: CPU work is done when its call returns."""
+
+    def query(self) -> bool:
+        """Say that the work before this event is done."""
+        return True
+
+    def elapsed_time(self, end: "Event") -> float:
+        """Give no time: nobody judges a run by it."""
+        return 0.0
+
+
+class Stream(Event):
+    """A CUDA stream on a device that has only one order of work."""
+
+    cuda_stream = 0
+    device = _CPU
+
+    def wait_stream(self, stream: Any) -> None:
+        """Return at once: there is nothing to wait for."""
+
+    def wait_event(self, event: Any) -> None:
+        """Return at once: there is nothing to wait for."""
+
+    def record_event(self, event: Event | None = None) -> Event:
+        """Give an event that has happened."""
+        return event or Event()
+
+
+_STREAM = Stream()
+
+
+class _DeviceToCpu(TorchFunctionMode):
+    """Sends each torch call that names a CUDA device to the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
+            return args[0]
+        if func is torch.Tensor.record_stream:
+            return None
+        if "device" in kwargs:
+            kwargs["device"] = _to_cpu(kwargs["device"], index_too=True)
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        index_too = func is torch.Tensor.to
+        return func(*(_to_cpu(value, index_too) for value in args), **kwargs)
+
+
+def _to_cpu(value: Any, index_too: bool = False) -> Any:
+    if isinstance(value, torch.device):
+        return _CPU if value.type == "cuda" else value
+    if isinstance(value, str):
+        return _CPU if value == "cuda" or value.startswith("cuda:") else value
+    # `tensor.to(0)` and `device=torch.cuda.current_device()` name a CUDA device by its index.
+    if index_too and isinstance(value, int) and not isinstance(value, bool):
+        return _CPU
+    return value
+
+
+def _answer(value: Any) -> Callable[..., Any]:
+    # A new function object each time: torch._dynamo keeps a table by function and refuses to see one under two names.
+    return lambda *args, **kwargs: value
+
+
+def _context(*args: Any, **kwargs: Any) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext()
+
+
+def _answers() -> dict[str, Any]:
+    """Collect what replaces the attributes of `torch.cuda`, by name."""
+    properties = types.SimpleNamespace(
+        name="CPU (emulated)", major=8, minor=0, total_memory=2**36, multi_processor_count=1, gcnArchName=""
+    )
+    constants = {
+        "is_available": True,
+        "is_initialized": True,
+        "is_bf16_supported": False,
+        "is_current_stream_capturing": False,
+        "init": None,
+        "device_count": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        "current_device": 0,
+        "set_device": None,
+        "get_device_name": properties.name,
+        "get_device_properties": properties,
+        "get_device_capability": (properties.major, properties.minor),
+        "synchronize": None,
+        "empty_cache": None,
+        "ipc_collect": None,
+        "current_stream": _STREAM,
+        "default_stream": _STREAM,
+        "set_stream": None,
+        "memory_allocated": 0,
+        "max_memory_allocated": 0,
+        "memory_reserved": 0,
+        "max_memory_reserved": 0,
+        "device_memory_used": 0,
+        "reset_peak_memory_stats": None,
+        "mem_get_info": (properties.total_memory, properties.total_memory),
+        "utilization": 0,
+    }
+    classes = {"Event": Event, "Stream": Stream, "ExternalStream": type("ExternalStream", (Stream,), {})}
+    return {
+        **{name: _answer(value) for name, value in constants.items()},
+        **classes,
+        "memory_stats": lambda *args, **kwargs: _NoFigures(),
+        "stream": lambda *args, **kwargs: _context(),
+        "device": lambda *args, **kwargs: _context(),
+        # One generator for both devices, as there is one device: Megatron-LM saves and forks the "CUDA" state for dropout.
+        "manual_seed": lambda seed: torch.default_generator.manual_seed(seed) and None,
+        "manual_seed_all": lambda seed: torch.default_generator.manual_seed(seed) and None,
+        "get_rng_state": lambda *args, **kwargs: torch.default_generator.get_state(),
+        "set_rng_state": lambda state, *args, **kwargs: torch.default_generator.set_state(state) and None,
+        "default_generators": (torch.default_generator,),
+    }
+
+
+class _NoFigures(dict):
+    def __missing__(self, key: str) -> int:
+        return 0
+
+
+_installed: list[Any] = []
+
+
+def install() -> None:
+    """Answer `torch.cuda` with the CPU for the rest of this process. Call it before Megatron-LM is imported.
+
+    Raises:
+        RuntimeError: a real accelerator is present.
+    """
+    if _installed:
+        return
+    found = accelerator()
+    if found:
+        raise RuntimeError(
+            f"found a {found} device; the emulation of torch.cuda is for hosts without one: don't install it"
+        )
+    os.environ.update(ENVIRONMENT)
+    for name, value in _answers().items():
+        setattr(torch.cuda, name, value)
+    torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
+    torch.cuda.random.set_rng_state = torch.cuda.set_rng_state
+    for name in ("range_push", "range_pop", "mark"):
+        setattr(torch.cuda.nvtx, name, _answer(None))
+    mode = _DeviceToCpu()
+    mode.__enter__()
+    _installed.append(mode)
+    _skip_compilation_of_helpers()
+
+
+def _skip_compilation_of_helpers() -> None:
+    """Use the data set helpers that the wheel of megatron-core has compiled; Megatron-LM would call `make` for them."""
+    import megatron.core.datasets.utils as dataset_utils
+
+    dataset_utils.compile_helpers = _answer(None)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tune a GPT model on conversations with Megatron-LM's own training loop.
+
+The flags are Megatron-LM's own (`megatron.training`'s parser), with one more: `--record DIR` keeps each iteration's loss and
+the very batches that the model saw, so that another implementation can be asked for the loss on the same tokens.
+`pretrain_gpt.py`, Megatron-LM's entry point, is not in the wheel of megatron-core; this one stands in its place. It uses
+Megatron-LM's parser, data set class (`SFTDataset`), model class, optimizer, checkpoint code and loop as they come.
+`train.py` runs it.
+"""
+
+import inspect
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+
+sys.path.insert(0, str(Path(__file__).parent))  # this file also runs as a script, and under torchrun
+
+import cuda_emulation
+
+
+if cuda_emulation.accelerator() is None:
+    cuda_emulation.install()
+
+import torch
+from chat import ChatTokenizer
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.core.enums import ModelType
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.training import arguments, get_args, pretrain, training
+from megatron.training.datasets.sft_dataset import SFTDataset
+
+
+def layer_spec(args: Any, config: Any, vp_stage: int | None) -> Any:
+    """Choose Megatron Core's layer spec for the model that the flags describe."""
+    with_te = args.transformer_impl == "transformer_engine"
+    if args.num_experts:
+        return get_gpt_decoder_block_spec(
+            config, use_transformer_engine=with_te, normalization=args.normalization, vp_stage=vp_stage
+        )
+    make = get_gpt_layer_with_transformer_engine_spec if with_te else get_gpt_layer_local_spec
+    keywords = {} if with_te else {"normalization": args.normalization}
+    return make(qk_layernorm=config.qk_layernorm, multi_latent_attention=config.multi_latent_attention, **keywords)
+
+
+def provide_model(
+    pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None, **given: Any
+) -> GPTModel:
+    """Build one rank's part of the model: `megatron.training.training.get_model` calls this for every stage."""
+    args = get_args()
+    config = given.get("config") or arguments.core_transformer_config_from_args(args)
+    groups = {name: given[name] for name in ("pg_collection",) if given.get(name) is not None}
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=layer_spec(args, config, vp_stage),
+        vocab_size=args.padded_vocab_size,
+        max_sequence_length=args.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+        position_embedding_type=args.position_embedding_type,
+        rotary_percent=args.rotary_percent,
+        rotary_base=args.rotary_base,
+        rope_scaling=args.use_rope_scaling,
+        # Megatron-LM's own builder drops this flag (core 0.19.2, `megatron/training/argument_utils.py`, `gpt_config_from_args`)
+        # and trains every model with Llama 3.1's factor, 8; Llama 3.2 has 32.
+        rope_scaling_factor=args.rope_scaling_factor,
+        vp_stage=vp_stage,
+        **groups,
+    )
+
+
+def provide_datasets(samples: list[int], vp_stage: int | None = None) -> Any:
+    """Build the train, validation and test sets: one conversation a sequence, loss on what the assistant says.
+
+    Every rank reads the conversations itself, so nothing needs to be broadcast: the ranks of one data-parallel group draw the
+    same samples.
+    """
+    args = get_args()
+    config = GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend_per_split=[([path[0]], None) if path else None for path in _split_paths(args)],
+        path_to_cache=args.data_cache_path,
+        tokenizer=ChatTokenizer(args.tokenizer_model),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+        context_parallel_size=args.context_parallel_size,
+    )
+    return BlendedMegatronDatasetBuilder(SFTDataset, samples, lambda: True, config).build()
+
+
+provide_datasets.is_distributed = True
+
+
+def _split_paths(args: Any) -> tuple[list[str] | None, ...]:
+    return args.train_data_path, args.valid_data_path, args.test_data_path
+
+
+class Recorder:
+    """Writes what the loop saw and what it got to a folder.
+
+    `losses.jsonl` has one object a line: `{"split": "train", "iteration": 1, "loss": 5.97…}`. `batches/` has one file a
+    micro-batch and data-parallel rank, with `tokens`, `labels` (int64) and `loss_mask` (float32), each `[batch, sequence]`.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self.folder = Path(folder) if folder else None
+        self.seen: Counter[tuple[str, int]] = Counter()
+
+    def loss(self, split: str, iteration: int, losses: dict[str, torch.Tensor]) -> None:
+        """Note the loss of one iteration. Only the ranks of the last pipeline stage have one; one of them writes."""
+        if self.folder is None or not losses or not _writes():
+            return
+        line = {"split": split, "iteration": iteration, "loss": losses["lm loss"].item(), "time": time.time()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "losses.jsonl").open("a") as out:
+            out.write(json.dumps(line) + "\n")
+        print(f"{split} iteration {iteration}: loss {line['loss']!r}", flush=True)
+
+    def batch(self, split: str, iteration: int, batch: dict[str, torch.Tensor]) -> None:
+        """Keep one micro-batch as this data-parallel rank saw it."""
+        if self.folder is None or parallel_state.get_tensor_model_parallel_rank() != 0:
+            return
+        if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+            return
+        rank = parallel_state.get_data_parallel_rank()
+        self.seen[split, iteration] += 1
+        name = f"{split}-{iteration:06d}-rank{rank}-{self.seen[split, iteration]:04d}.pt"
+        (self.folder / "batches").mkdir(parents=True, exist_ok=True)
+        torch.save({key: batch[key] for key in ("tokens", "labels", "loss_mask")}, self.folder / "batches" / name)
+
+
+def _writes() -> bool:
+    return (
+        parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_data_parallel_rank() == 0
+    )
+
+
+def observe(function: Callable, watch: Callable[[inspect.BoundArguments, Any], None]) -> Callable:
+    """Wrap a function of Megatron-LM's loop so that `watch` sees its arguments and its result; nothing else changes."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def observed(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        watch(signature.bind(*args, **kwargs), result)
+        return result
+
+    return observed
+
+
+def watch_losses(recorder: Recorder) -> None:
+    """Record the losses that Megatron-LM reduces over all ranks; its log line prints them with six digits only."""
+
+    def after_iteration(call: inspect.BoundArguments, _: Any) -> None:
+        recorder.loss("train", call.arguments["iteration"], call.arguments["loss_dict"])
+
+    def after_evaluation(_: inspect.BoundArguments, result: Any) -> None:
+        recorder.loss("valid", _iterations_done(), result[0])
+
+    training.training_log = observe(training.training_log, after_iteration)
+    training.evaluate = observe(training.evaluate, after_evaluation)
+
+
+def _iterations_done() -> int:
+    args = get_args()
+    return max(args.iteration, getattr(args, "curr_iteration", -1) + 1)
+
+
+def masked_loss(loss_mask: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """Sum the loss over the tokens of the assistant.
+
+    Returns:
+        The sum, the number of tokens (int32), and both under "lm loss" for Megatron-LM to reduce over ranks and micro-batches.
+    """
+    mask = loss_mask.reshape(-1).float()
+    total = (output.reshape(-1).float() * mask).sum()
+    tokens = mask.sum().to(torch.int)
+    return total, tokens, {"lm loss": torch.stack([total.detach(), tokens.to(total.dtype)])}
+
+
+def forward_step(recorder: Recorder, data: Iterator, model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
+    """Run one micro-batch through this rank's part of the model."""
+    device = torch.cuda.current_device()
+    batch = {name: value.to(device, non_blocking=True) for name, value in next(data).items()}
+    if model.training:
+        recorder.batch("train", _next_iteration(), batch)
+    else:
+        recorder.batch("valid", _iterations_done(), batch)
+    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
+    return output, partial(masked_loss, batch["loss_mask"])
+
+
+def _next_iteration() -> int:
+    return get_args().curr_iteration + 1
+
+
+def add_record_flag(parser: Any) -> Any:
+    """Add `--record` to Megatron-LM's parser."""
+    parser.add_argument_group("record").add_argument("--record", metavar="DIR", help="keep losses and batches here")
+    return parser
+
+
+def main() -> None:
+    """Parse the flags and hand over to `megatron.training.pretrain`, whose signature has changed between releases."""
+    keywords: dict[str, Any] = {}
+    if "cfg_container" in inspect.signature(pretrain).parameters:  # megatron-core 0.18 and later
+        from megatron.training.argument_utils import pretrain_cfg_container_from_args
+
+        args = arguments.parse_and_validate_args(extra_args_provider=add_record_flag)
+        keywords["cfg_container"] = pretrain_cfg_container_from_args(args)
+    else:
+        keywords["extra_args_provider"] = add_record_flag
+    recorder = Recorder(_record_folder())
+    watch_losses(recorder)
+    pretrain(
+        train_valid_test_dataset_provider=provide_datasets,
+        model_provider=provide_model,
+        model_type=ModelType.encoder_or_decoder,
+        forward_step_func=partial(forward_step, recorder),
+        **keywords,
+    )
+    torch.distributed.destroy_process_group()
+
+
+def _record_folder() -> str | None:
+    # Before core 0.18 the flags are parsed inside `pretrain`, too late for whoever watches it.
+    return sys.argv[sys.argv.index("--record") + 1] if "--record" in sys.argv else None

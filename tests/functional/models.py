@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face checkpoints to convert: a tiny random one of each family, and one with Llama-3-8B's true width.
+
+A family is a row: the class of its configuration in transformers, and the values in which it differs from `_TINY`.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizer import train_tokenizer
+
+
+VOCAB_SIZE = 384  # a multiple of 128, so that one rank of Megatron-LM pads nothing
+
+_TINY = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    # Wide enough that a wrong rotary base or norm epsilon moves the loss by more than rounding does.
+    "initializer_range": 0.1,
+}
+
+
+def _rope(base: float, **scaling: Any) -> dict[str, Any]:
+    return {"rope_theta": base, **({"rope_type": "default"} | scaling)}
+
+
+def _llama3_rope(factor: float) -> dict[str, Any]:
+    return _rope(
+        500000.0,
+        rope_type="llama3",
+        factor=factor,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of model: its configuration class in transformers, and what sets it apart."""
+
+    name: str
+    config: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def configuration(self, **changes: Any) -> transformers.PretrainedConfig:
+        """Make the configuration of a tiny model of this family.
+
+        Args:
+            **changes: Values that go before the family's own.
+        """
+        return getattr(transformers, self.config)(**(_TINY | self.values | changes))
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(
+            "llama-2",
+            "LlamaConfig",
+            {"num_key_value_heads": 4, "rope_parameters": _rope(10000.0), "rms_norm_eps": 1e-5},
+        ),
+        Family("llama-3", "LlamaConfig", {"rope_parameters": _rope(500000.0), "rms_norm_eps": 1e-5}),
+        Family("llama-3.1", "LlamaConfig", {"rope_parameters": _llama3_rope(8.0), "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}),
+        Family(
+            "llama-3.2",
+            "LlamaConfig",
+            {
+                "rope_parameters": _llama3_rope(32.0),
+                "rms_norm_eps": 1e-5,
+                "max_position_embeddings": 131072,
+                "tie_word_embeddings": True,
+            },
+        ),
+        Family(
+            "mistral",
+            "MistralConfig",
+            {"rope_parameters": _rope(1000000.0), "rms_norm_eps": 1e-5, "sliding_window": None},
+        ),
+        Family("qwen2", "Qwen2Config", {"rope_parameters": _rope(1000000.0), "rms_norm_eps": 1e-6}),
+        Family("qwen3", "Qwen3Config", {"rope_parameters": _rope(1000000.0), "rms_norm_eps": 1e-6, "head_dim": 32}),
+        Family(
+            "qwen3-moe",
+            "Qwen3MoeConfig",
+            {
+                "rope_parameters": _rope(1000000.0),
+                "rms_norm_eps": 1e-6,
+                "head_dim": 32,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 32,
+                "norm_topk_prob": True,
+                "decoder_sparse_step": 1,
+            },
+        ),
+        Family(
+            "deepseek-v3",
+            "DeepseekV3Config",
+            {
+                "rope_parameters": _rope(10000.0),
+                "num_key_value_heads": 4,
+                "q_lora_rank": 32,
+                "kv_lora_rank": 32,
+                "qk_nope_head_dim": 16,
+                "qk_rope_head_dim": 16,
+                "v_head_dim": 16,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "n_group": 1,
+                "topk_group": 1,
+                "moe_intermediate_size": 32,
+                "first_k_dense_replace": 1,
+            },
+        ),
+    )
+}
+
+
+def make_model(folder: Path, family: str = "llama-3", dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """Write a tiny random checkpoint of a family, with a tokenizer and a chat template.
+
+    Args:
+        folder: Where it goes.
+        family: A key of `FAMILIES`.
+        dtype: What the weights are stored in.
+        **changes: Values of the configuration that go before the family's own.
+
+    Returns:
+        `folder`.
+    """
+    tokenizer = train_tokenizer(folder, VOCAB_SIZE)
+    config = FAMILIES[family].configuration(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **changes,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _disturb(model)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def _disturb(model: torch.nn.Module) -> None:
+    """Move norms off 1 and biases off 0: a converter that drops or swaps them would go unseen."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.05)
+
+
+LLAMA_3_8B_WIDTH = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": _rope(500000.0),
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+def make_wide_model(folder: Path) -> Path:
+    """Write a checkpoint with Llama-3-8B's width and vocabulary and 2 of its 32 layers: bf16, 3 GB, four shards and an index.
+
+    The tensors are drawn and written one shard at a time, so that the peak of memory is one shard, not the model.
+    The tokenizer is small; the vocabulary's size in the configuration is the true one.
+    """
+    tokenizer = train_tokenizer(folder, VOCAB_SIZE)
+    config = transformers.LlamaConfig(
+        **LLAMA_3_8B_WIDTH,
+        architectures=["LlamaForCausalLM"],
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in transformers.LlamaForCausalLM(config).state_dict().items()}
+    shards = _split(list(shapes), shards=4)
+    generator = torch.Generator().manual_seed(0)
+    index: dict[str, Any] = {
+        "metadata": {"total_size": sum(2 * shape.numel() for shape in shapes.values())},
+        "weight_map": {},
+    }
+    for number, names in enumerate(shards, start=1):
+        shard = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: _draw(shapes[name], generator) for name in names}, folder / shard, metadata={"format": "pt"})
+        index["weight_map"].update(dict.fromkeys(names, shard))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def _split(names: list[str], shards: int) -> list[list[str]]:
+    size = -(-len(names) // shards)
+    return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+def _draw(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, 0.02, generator=generator)
+
+
+def copy_model(source: Path, folder: Path) -> Path:
+    """Copy a checkpoint for a test that damages it."""
+    return Path(shutil.copytree(source, folder))

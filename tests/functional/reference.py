@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other opinion: Hugging Face's loss on the batch that Megatron-LM saw."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+
+def hf_loss(model: Path | str, batches: Iterable[dict[str, torch.Tensor]]) -> float:
+    """Compute the mean loss over all tokens that carry loss, in float32, with transformers' model.
+
+    Args:
+        model: A Hugging Face checkpoint.
+        batches: Micro-batches with `tokens` and `labels` (int64) and `loss_mask` (float32), each `[batch, sequence]`, the
+            labels already shifted. Padding is at the end, where a causal model's earlier tokens don't see it.
+
+    Returns:
+        The sum of the losses over the sum of the masks, as Megatron-LM reduces it over micro-batches and ranks.
+    """
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    total, tokens = 0.0, 0.0
+    with torch.inference_mode():
+        for batch in batches:
+            logits = network(batch["tokens"]).logits.float()
+            losses = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none")
+            total += (losses.double() * batch["loss_mask"].flatten()).sum().item()
+            tokens += batch["loss_mask"].sum().item()
+    return total / tokens
+
+
+def hf_tensors(model: Path) -> dict[str, torch.Tensor]:
+    """Read every tensor of a Hugging Face checkpoint, of one file or of shards."""
+    tensors = {}
+    for path in sorted(model.glob("*.safetensors")):
+        with safe_open(path, "pt") as shard:
+            tensors.update({name: shard.get_tensor(name) for name in shard.keys()})
+    return tensors
+
+
+def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+    """Say, a line each, in which tensors two sets differ: name, shape, type or any bit."""
+    lines = [f"only in the first: {name}" for name in sorted(one.keys() - other.keys())]
+    lines += [f"only in the second: {name}" for name in sorted(other.keys() - one.keys())]
+    for name in sorted(one.keys() & other.keys()):
+        first, second = one[name], other[name]
+        if (first.shape, first.dtype) != (second.shape, second.dtype):
+            lines.append(f"{name}: {first.dtype} {list(first.shape)} and {second.dtype} {list(second.shape)}")
+        elif not torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8)):
+            lines.append(f"{name}: {int((first != second).sum())} of {first.numel()} values differ")
+    return lines

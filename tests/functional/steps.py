@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a run, each a process of its own with its log: what fails says which step, with what command, and where to read on.
+
+A step that trains is Megatron-LM's loop (`train.py`) with flags from here; conversion is called where it is needed, as a user would.
+"""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+TRACKER = "latest_checkpointed_iteration.txt"  # `megatron/training/checkpointing.py`, `get_checkpoint_tracker_filename`
+TIME_LIMIT_S = 600
+
+# What is trained on, and how, whatever the platform. Conversations are drawn in order, so that every run sees the same.
+TRAINING_FLAGS = (
+    "--seq-length=128",
+    "--micro-batch-size=2",
+    "--global-batch-size=8",
+    "--lr=2e-3",
+    "--lr-decay-style=constant",
+    "--weight-decay=0",
+    "--seed=1234",
+    # The mean over all tokens of a batch, however ranks and micro-batches cut it: all layouts then train alike.
+    "--calculate-per-token-loss",
+    "--num-workers=0",
+    "--log-interval=1",
+    "--eval-interval=1000000",  # only after the last iteration
+    "--save-interval=1000000",
+    "--tokenizer-type=HuggingFaceTokenizer",
+)
+
+# No Transformer Engine, no Apex and no CUDA kernels on a CPU. float32 and no clipping because Megatron-LM's optimizer asks for
+# `torch.cuda.FloatTensor` by name where it casts or clips.
+CPU_FLAGS = (
+    "--distributed-backend=gloo",
+    "--transformer-impl=local",
+    "--clip-grad=0",
+    "--no-rope-fusion",
+    "--no-persist-layer-norm",
+    "--no-masked-softmax-fusion",
+    "--no-bias-gelu-fusion",
+    "--no-bias-swiglu-fusion",
+    "--no-bias-dropout-fusion",
+    "--no-gradient-accumulation-fusion",
+)
+
+
+class StepFailed(Exception):
+    """A step ended with an error, or took too long."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process, or one group of ranks.
+
+    Attributes:
+        name: What this step is for, in a word or two.
+        command: Program and arguments.
+        log: Where everything that it prints is kept.
+    """
+
+    name: str
+    command: Sequence[str]
+    log: Path
+
+    def run(self, on_line: Callable[[str], None] = lambda line: None, limit_s: float = TIME_LIMIT_S) -> None:
+        """Run to the end.
+
+        Args:
+            on_line: Called with each line as it is printed.
+            limit_s: Seconds until the step is stopped.
+
+        Raises:
+            StepFailed: the exit code is not 0, or the time is over; says which step, the last error in its log, the command
+                that runs it alone, and the path of the log.
+        """
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("w") as log:
+            log.write(f"$ {shlex.join(self.command)}\n")
+            log.flush()
+            process = subprocess.Popen(
+                self.command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=environment(),
+                start_new_session=True,
+            )
+            stopped = threading.Event()
+            timer = threading.Timer(limit_s, lambda: (stopped.set(), _stop(process)))
+            timer.start()
+            try:
+                for line in process.stdout:
+                    log.write(line)
+                    on_line(line.rstrip("\n"))
+                process.wait()
+            finally:
+                timer.cancel()
+                _stop(process)
+        if stopped.is_set():
+            raise StepFailed(self._message(f"took more than {limit_s:.0f} s"))
+        if process.returncode:
+            raise StepFailed(self._message(f"ended with code {process.returncode}: {last_error(self.log)}"))
+
+    def _message(self, what: str) -> str:
+        return f"step “{self.name}” {what}\n  to run it alone: {shlex.join(self.command)}\n  its log: {self.log}"
+
+
+def _stop(process: subprocess.Popen) -> None:
+    # The group and not the process: torchrun's workers and the checkpoint writer's processes outlive their parent otherwise.
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def last_error(log: Path) -> str:
+    """Give the last line of a log that ends a traceback, without its rank prefix."""
+    errors = re.findall(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failed)\b.*)$", log.read_text(), re.M)
+    return errors[-1] if errors else "no exception in its log"
+
+
+def environment() -> dict[str, str]:
+    """Make the environment of a step: one thread a rank, no model hub, warnings off, and bytecode kept.
+
+    Without bytecode (`PYTHONDONTWRITEBYTECODE`, which container images like to set) every process spends seven seconds compiling
+    torch's and transformers' modules anew.
+    """
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
+        "TOKENIZERS_PARALLELISM": "false",
+        **given,
+        "PYTHONUNBUFFERED": "1",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    }
+
+
+def launch(script: Path, ranks: int = 1) -> list[str]:
+    """Make the start of the command for a script on a number of ranks."""
+    if ranks > 1:
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)]
+    # One rank needs no launcher, which takes as long to start as the rank; it needs the launcher's variables.
+    variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    return ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, str(script)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Chats:
+    """The conversations of a run and the tokenizer that reads them."""
+
+    train: Path
+    valid: Path
+    tokenizer: Path | str
+
+    def flags(self, cache: Path) -> list[str]:
+        """Give them to Megatron-LM."""
+        paths = [f"--train-data-path={self.train}", f"--valid-data-path={self.valid}"]
+        return [*paths, f"--data-cache-path={cache}", f"--tokenizer-model={self.tokenizer}"]
+
+
+class Training:
+    """What Megatron-LM's loop did in one step: its losses, batches and log, read from the folder that it recorded to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "log.txt"
+
+    def losses(self, split: str = "train") -> dict[int, float]:
+        """Read the loss of each iteration, in full precision."""
+        lines = (self.folder / "losses.jsonl").read_text().splitlines()
+        records = (json.loads(line) for line in lines)
+        return {record["iteration"]: record["loss"] for record in records if record["split"] == split}
+
+    def batches(self, iteration: int, split: str = "train") -> list[dict[str, torch.Tensor]]:
+        """Load every micro-batch of one iteration, from all data-parallel ranks."""
+        paths = sorted((self.folder / "batches").glob(f"{split}-{iteration:06d}-*.pt"))
+        return [torch.load(path, weights_only=True) for path in paths]
+
+
+def train(
+    name: str,
+    folder: Path,
+    chats: Chats,
+    *,
+    load: Path,
+    iterations: int,
+    save: Path | None = None,
+    flags: Sequence[str] = (),
+    ranks: int = 1,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> Training:
+    """Train with Megatron-LM from a checkpoint.
+
+    Args:
+        name: What this step is for.
+        folder: Where log, losses and batches go.
+        chats: What it trains on.
+        load: Root of the checkpoint to start or go on from.
+        iterations: The iteration to train up to, counted from the beginning of fine-tuning.
+        save: Root to save to at the end.
+        flags: More of Megatron-LM's flags; they go after, and so before, the ones from here.
+        ranks: Number of ranks.
+        on_line: Called with each line as it is printed.
+
+    Raises:
+        StepFailed: Megatron-LM ended with an error.
+    """
+    command = [
+        *launch(HERE / "train.py", ranks),
+        "--use-checkpoint-args",
+        f"--load={load}",
+        f"--train-iters={iterations}",
+        *([f"--save={save}"] if save else []),
+        *TRAINING_FLAGS,
+        *CPU_FLAGS,
+        *chats.flags(folder / "cache"),
+        f"--record={folder}",
+        *flags,
+    ]
+    training = Training(folder)
+    Step(name, command, training.log).run(on_line)
+    return training
+
+
+def tracker(root: Path) -> str:
+    """Read what a checkpoint's tracker says."""
+    return (root / TRACKER).read_text()
+
+
+def payloads(root: Path) -> list[str]:
+    """Name the folders in the root of a checkpoint."""
+    return sorted(path.name for path in root.iterdir() if path.is_dir())
+
+
+def model_tensors(payload: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read the weights in a payload with PyTorch's own reader, one after the other.
+
+    Args:
+        payload: A `release` or `iter_N` folder in PyTorch's distributed format.
+
+    Yields:
+        Name and tensor of each weight; not what optimizer and RNG keep.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    entries = dcp.FileSystemReader(payload).read_metadata().state_dict_metadata
+    for name, entry in sorted(entries.items()):
+        if isinstance(entry, TensorStorageMetadata) and not name.startswith(("optimizer.", "rng_state", "rerun_state")):
+            state: dict[str, Any] = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+            dcp.load(state, storage_reader=dcp.FileSystemReader(payload), no_dist=True)
+            yield name, state[name]
