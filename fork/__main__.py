@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `python -m fork apply DIR`."""
+"""The command line: `python -m fork build` and `python -m fork apply DIR`."""
 
 from pathlib import Path
 
 import click
 
-from fork import stack
+from fork import backend, stack
 from fork.errors import ForkError
+from fork.upstream import LATEST, RELEASES
 
 
 class _Group(click.Group):
@@ -32,6 +33,20 @@ def apply(root: Path, names: tuple[str, ...]) -> None:
     for change in changes:
         count = sum(change.name in names for names in touched.values())
         click.echo(f"{change.name}: {count} file{'s' * (count != 1)}")
+
+
+@main.command()
+@click.option("--out", default="dist", type=click.Path(file_okay=False, path_type=Path), help="Folder for the wheel.")
+@click.option("--upstream", default=LATEST.version, type=click.Choice(list(RELEASES)), help="Release to build on.")
+@click.option(
+    "--upstream-wheel",
+    envvar=backend.WHEEL_VARIABLE,
+    type=click.Path(path_type=Path),
+    help="Upstream's wheel, for a host without network.",
+)
+def build(out: Path, upstream: str, upstream_wheel: Path | None) -> None:
+    """Build the patched wheel."""
+    click.echo(backend.build(out, RELEASES[upstream], upstream_wheel))
 
 
 if __name__ == "__main__":

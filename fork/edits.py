@@ -2,8 +2,7 @@
 """The vocabulary in which a change to upstream's source is written.
 
 A `Change` lists, for each file of upstream, the edits that it takes. An edit names its place by structure: a scope
-(the qualified name of a class or function, "" for the whole file) and a node at any depth in it. It fails when the place is
-missing or is there another number of times than `count`, and it recognises its own result, so a second application
+(the X another number of times than `count`, and it recognises its own result, so a second application
 changes nothing.
 
 Nodes are `libcst.matchers`; `call`, `assign`, `imports`, `define`, `returns`, `ifs` and `expression` make the usual

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Edits of a package's requirements, as data: what the metadata of a wheel asks for, changed by name."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,12 @@ def edit(requirements: Sequence[str], edits: Sequence[RequirementEdit], release:
             except EditError as error:
                 raise EditError(f"requirements: {each.name}: {error}") from None
     return [str(each) for each in dict.fromkeys(parsed)]
+
+
+def extras(requirements: Sequence[str]) -> list[str]:
+    """Returns the extras that the markers of `requirements` name, in order."""
+    named = [re.findall(r'extra == "([^"]+)"', each) for each in requirements]
+    return list(dict.fromkeys(extra for each in named for extra in each))
 
 
 def _is_base(requirement: Requirement, package: str) -> bool:

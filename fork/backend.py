@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The build: upstream's wheel, the stack over it, packed as a wheel of our own; and the PEP 517 hooks that call it."""
+
+import calendar
+import gzip
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+from packaging.metadata import Metadata
+from wheel.wheelfile import WheelFile
+
+from fork import requirements, stack
+from fork.edits import Change
+from fork.errors import ForkError
+from fork.upstream import LATEST, Upstream, obtain
+
+
+RELEASE = 1
+"""Counts the releases of the fork over one release of upstream."""
+
+WHEEL_VARIABLE = "MEGATRON_BRIDGE_UPSTREAM_WHEEL"
+
+
+def version(upstream: Upstream) -> str:
+    """Returns the fork's version over `upstream`."""
+    return f"{upstream.version}+release.{RELEASE}"
+
+
+def build(folder: Path, upstream: Upstream = LATEST, given: Path | None = None) -> Path:
+    """Builds the patched wheel into `folder` and returns its path; two builds of the same sources are the same bytes.
+
+    Args:
+        folder: where the wheel goes; made if need be. Nothing is left there when the build fails.
+        upstream: the release of upstream to build on.
+        given: upstream's wheel, for a host without network.
+
+    Raises:
+        ForkError: upstream's wheel can't be had, or an edit doesn't find its place.
+    """
+    source = obtain(upstream, given)
+    changes = stack.load()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch, "wheel")
+        with zipfile.ZipFile(source) as wheel:
+            wheel.extractall(root)
+            made = max(entry.date_time for entry in wheel.infolist())
+        touched = stack.apply(changes, root)
+        _mark(root, changes, touched, upstream)
+        info = root / f"megatron_bridge-{version(upstream)}.dist-info"
+        (root / f"megatron_bridge-{upstream.version}.dist-info").rename(info)
+        (info / "RECORD").unlink()
+        _write_notice(info / "licenses" / "NOTICE", changes, touched, upstream)
+        _edit_metadata(info / "METADATA", changes, upstream)
+        _edit_generator(info / "WHEEL")
+        packed = Path(scratch, f"megatron_bridge-{version(upstream)}-py3-none-any.whl")
+        _pack(root, packed, made)
+        return _publish(packed, folder)
+
+
+def _mark(root: Path, changes: Sequence[Change], touched: dict[str, list[str]], upstream: Upstream) -> None:
+    """Gives each modified file the prominent notice that section 4(b) of Apache-2.0 asks for."""
+    package = stack.find_package(root)
+    new = {module for change in changes for module in change.modules}
+    for path, names in touched.items():
+        if path not in new:
+            line = f"# Modified from megatron-bridge {upstream.version} (changes: {', '.join(names)}); see NOTICE.\n"
+            (package / path).write_text(line + (package / path).read_text())
+
+
+def _write_notice(path: Path, changes: Sequence[Change], touched: dict[str, list[str]], upstream: Upstream) -> None:
+    """Says which files are modified or new, and by which change."""
+    new = {module for change in changes for module in change.modules}
+    lines = [(stack.REPOSITORY / "NOTICE").read_text()]
+    lines += [f"This wheel is megatron-bridge {upstream.version} with the following changes.", ""]
+    for change in changes:
+        lines += [f"{change.name}: {' '.join(change.why.split())}"]
+        for file, names in sorted(touched.items()):
+            if change.name in names:
+                lines += [f"    {'new     ' if file in new else 'modified'} megatron/bridge/{file}"]
+        if change.requirements:
+            lines += ["    modified METADATA (requirements)"]
+        lines += [""]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines))
+
+
+def _edit_metadata(path: Path, changes: Sequence[Change], upstream: Upstream) -> None:
+    """Rewrites the version, the requirements and the licence files in METADATA; the rest stays as upstream has it."""
+    header, blank, description = path.read_text().partition("\n\n")
+    asked, extras, kept = [], [], []
+    for line in header.split("\n"):
+        name, _, value = line.partition(": ")
+        if name == "Requires-Dist":
+            asked.append(value)
+        elif name == "Provides-Extra":
+            extras.append(value)
+        else:
+            kept.append(f"Version: {version(upstream)}" if name == "Version" else line)
+    edits = [edit for change in changes for edit in change.requirements]
+    asked = requirements.edit(asked, edits, upstream.version)
+    extras += [extra for extra in requirements.extras(asked) if extra not in extras]
+    kept += ["License-File: NOTICE", *(f"Provides-Extra: {extra}" for extra in extras)]
+    kept += [f"Requires-Dist: {each}" for each in asked]
+    text = "\n".join(kept) + blank + description
+    Metadata.from_email(text)
+    path.write_text(text)
+
+
+def _edit_generator(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    lines = ["Generator: fork.backend" if line.startswith("Generator: ") else line for line in lines]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _pack(root: Path, target: Path, made: tuple[int, ...]) -> None:
+    """Packs the folder `root`; `made` is the time of every entry where SOURCE_DATE_EPOCH doesn't say another.
+
+    It is when upstream made its wheel, not when the commit was: a build from an sdist or without git is the same.
+    """
+    for path in root.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    epoch = os.environ.get("SOURCE_DATE_EPOCH") or str(calendar.timegm(made))
+    # WheelFile sorts the entries and writes RECORD. Stored: deflated bytes would depend on the machine's zlib.
+    with mock.patch.dict(os.environ, SOURCE_DATE_EPOCH=epoch), WheelFile(target, "w", zipfile.ZIP_STORED) as wheel:
+        wheel.write_files(root)
+
+
+def _publish(packed: Path, folder: Path) -> Path:
+    """Puts the finished file into `folder`, whole or not at all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as near:
+            return Path(shutil.copyfile(packed, Path(near, packed.name))).replace(folder / packed.name)
+    except OSError as error:
+        raise ForkError(f"can't write to {folder}: {error}; give another folder") from None
+
+
+# --- PEP 517 ---------------------------------------------------------------------------------------------------------
+
+
+def build_wheel(
+    wheel_directory: str, config_settings: dict | None = None, metadata_directory: str | None = None
+) -> str:
+    """Builds the wheel; `--config-settings upstream-wheel=PATH` or the environment gives upstream's wheel."""
+    given = (config_settings or {}).get("upstream-wheel") or os.environ.get(WHEEL_VARIABLE)
+    try:
+        return build(Path(wheel_directory), given=Path(given) if given else None).name
+    except ForkError as error:
+        # A frontend shows what the backend printed; a traceback would bury the one line that helps.
+        raise SystemExit(f"error: {error}") from None
+
+
+def build_sdist(sdist_directory: str, config_settings: dict | None = None) -> str:
+    """Packs what a build of the wheel needs: the stack, the new modules and the machinery, nothing of upstream."""
+    base = f"megatron_bridge-{version(LATEST)}"
+    files = [stack.REPOSITORY / name for name in ("LICENSE", "NOTICE", "README.md", "pyproject.toml")]
+    for folder in ("fork", "patches", "src"):
+        files += sorted(path for path in (stack.REPOSITORY / folder).rglob("*.py"))
+    about = f"Metadata-Version: 2.4\nName: megatron-bridge\nVersion: {version(LATEST)}\nDynamic: Requires-Dist\n"
+    target = Path(sdist_directory, f"{base}.tar.gz")
+    with gzip.GzipFile(target, "wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
+        contents = {path.relative_to(stack.REPOSITORY).as_posix(): path.read_bytes() for path in files}
+        for name, data in {**contents, "PKG-INFO": about.encode()}.items():
+            entry = tarfile.TarInfo(f"{base}/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return target.name

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The releases of upstream that the stack is laid over, pinned by hash, and how a build gets their wheels."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from fork.errors import UpstreamError
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A release of megatron-bridge on PyPI.
+
+    Args:
+        version: its version there.
+        sha256: the hash of its wheel, as hex.
+        megatron_core: specifier of the megatron-core releases that it goes with.
+    """
+
+    version: str
+    sha256: str
+    megatron_core: str
+
+    @property
+    def wheel(self) -> str:
+        """The file name of the wheel."""
+        return f"megatron_bridge-{self.version}-py3-none-any.whl"
+
+
+RELEASES = {
+    each.version: each
+    for each in [
+        Upstream(
+            version="0.6.2",
+            sha256="bcb7274ab9327167c345aa24b96b95790ce5090df1945d883bdc41065d5649e2",
+            megatron_core=">=0.19.2,<0.20",
+        ),
+    ]
+}
+LATEST = RELEASES["0.6.2"]
+CACHE = "megatron-bridge-release"
+
+
+def obtain(upstream: Upstream, given: Path | None = None) -> Path:
+    """Returns the path of `upstream`'s wheel, whose hash is the pinned one.
+
+    The wheel that PyPI has, or the mirror that the user's pip is configured for, is kept in the user's cache folder.
+
+    Args:
+        upstream: the release.
+        given: a wheel that the user has, for a host without network.
+
+    Raises:
+        UpstreamError: the wheel can't be had, or is not the pinned one.
+    """
+    if given is not None:
+        return _checked(given, upstream)
+    cached = platformdirs.user_cache_path(CACHE) / upstream.sha256 / upstream.wheel
+    if not cached.is_file() or _sha256(cached) != upstream.sha256:
+        _download(upstream, cached)
+    return cached
+
+
+def _checked(path: Path, upstream: Upstream) -> Path:
+    remedy = f"give the wheel of megatron-bridge {upstream.version} from PyPI, {upstream.wheel}"
+    if not path.is_file():
+        raise UpstreamError(f"upstream wheel {path} is not a file; {remedy}")
+    found = _sha256(path)
+    if found != upstream.sha256:
+        raise UpstreamError(f"upstream wheel {path} has sha256 {found}, expected {upstream.sha256}; {remedy}")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(upstream: Upstream, target: Path) -> None:
+    """Has pip, with the user's own configuration of it, bring the wheel to `target`."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            wheel = _pip_download(upstream, Path(folder))
+            _checked(wheel, upstream)
+            os.replace(wheel, target)
+    except OSError as error:
+        raise UpstreamError(f"can't keep the upstream wheel: {error}; set XDG_CACHE_HOME to a folder for it") from None
+
+
+def _pip_download(upstream: Upstream, folder: Path) -> Path:
+    # A hash here lets pip choose, among files of this version on several indexes, the one that is meant.
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"megatron-bridge=={upstream.version} --hash=sha256:{upstream.sha256}\n")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
+    command += ["--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder), "-r", str(requirements)]
+    # A pip that builds this project tells the pips that it starts about its own build; this one is none of them.
+    environment = {name: value for name, value in os.environ.items() if name != "PIP_BUILD_TRACKER"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode == 0:
+        return folder / upstream.wheel
+    got = re.search(r"Got\s+([0-9a-f]{64})", done.stdout + done.stderr)
+    remedy = f"--upstream-wheel PATH (or MEGATRON_BRIDGE_UPSTREAM_WHEEL) with {upstream.wheel}"
+    if got:
+        raise UpstreamError(
+            f"the index has megatron-bridge {upstream.version} with sha256 {got[1]}, expected {upstream.sha256}; "
+            f"let pip use PyPI or a true mirror of it, or give {remedy}"
+        )
+    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    cause = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "pip said nothing")
+    raise UpstreamError(
+        f"can't download megatron-bridge {upstream.version}: pip says {cause.removeprefix('ERROR: ')!r}; "
+        f"check the network and pip's index, or give {remedy}"
+    )
