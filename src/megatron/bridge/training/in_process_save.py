@@ -2,6 +2,7 @@
 """Saves a distributed checkpoint within the calling process, without CUDA."""
 
 from pathlib import Path
+from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -43,9 +44,10 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         )
 
 
-def save_strategy_class() -> type[TorchDistSaveShardedStrategy]:
-    """Returns the save strategy of this host: Megatron Core's own where there is an accelerator."""
-    return TorchDistSaveShardedStrategy if accelerator.is_available() else InProcessSaveStrategy
+def save_strategy(*args: Any, **kwargs: Any) -> TorchDistSaveShardedStrategy:
+    """Returns the save strategy of this host, made with these arguments: Megatron Core's own if it has an accelerator."""
+    strategy = TorchDistSaveShardedStrategy if accelerator.is_available() else InProcessSaveStrategy
+    return strategy(*args, **kwargs)
 
 
 def _writer(checkpoint_dir: str | Path, thread_count: int) -> dcp.StorageWriter:

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversion without CUDA: import and export on a host with no GPU, no Transformer Engine, no Triton driver, no Apex.
+
+Upstream status: asked for in issue 3295; pull request 3853 did part of it and was closed.
+"""
+
+import libcst as cst
+import libcst.matchers as m
+
+from fork.edits import (
+    Change,
+    Edit,
+    File,
+    add_import,
+    call,
+    expression,
+    imports,
+    insert_before,
+    insert_first,
+    pass_argument,
+    replace,
+    wrap,
+)
+
+
+ACCELERATOR = add_import("from megatron.bridge.utils import accelerator")
+HOST_SETTINGS = add_import("from megatron.bridge.utils import host_settings")
+
+
+CALL_SET_DEVICE = m.Call(
+    func=m.Attribute(value=m.Attribute(value=m.Name("torch"), attr=m.Name("cuda")), attr=m.Name("set_device"))
+)
+
+
+def decorate(function: str, decorator: str) -> Edit:
+    """Adds `decorator` below the decorators that the method or function `function` has."""
+    name = function.rpartition(".")[2]
+
+    def apply(module: cst.Module) -> cst.Module:
+        new = cst.Decorator(cst.parse_expression(decorator))
+
+        class Decorate(cst.CSTTransformer):
+            def leave_FunctionDef(self, original: cst.FunctionDef, updated: cst.FunctionDef) -> cst.FunctionDef:
+                if original.name.value != name or any(each.deep_equals(new) for each in original.decorators):
+                    return updated
+                return updated.with_changes(decorators=[*updated.decorators, new])
+
+        return module.visit(Decorate())
+
+    return Edit(f"decorate {function}", apply)
+
+
+PROVIDER = [
+    ACCELERATOR,
+    HOST_SETTINGS,
+    *(
+        edit
+        for function in (
+            "ModelProviderMixin.provide_distributed_model",
+            "ModelProviderMixin.initialize_model_parallel",
+        )
+        for edit in (
+            wrap(function, m.Expr(value=CALL_SET_DEVICE), "if accelerator.is_available():\n    {}"),
+            replace(function, expression('"nccl"'), "accelerator.backend()"),
+        )
+    ),
+    replace(
+        "ModelProviderMixin.initialize_model_parallel",
+        expression("model_parallel_cuda_manual_seed"),
+        "host_settings.seed",
+    ),
+    insert_first("get_model", "use_cpu_initialization = use_cpu_initialization or not accelerator.is_available()"),
+]
+
+LAYER_SPEC = [
+    HOST_SETTINGS,
+    add_import("from megatron.core.extensions.transformer_engine import HAVE_TE"),
+    insert_first("default_layer_spec", "if not HAVE_TE:\n    return host_settings.local_layer_spec(config)"),
+    *(
+        pass_argument("mtp_block_spec", call(function), "use_transformer_engine=HAVE_TE")
+        for function in ("get_gpt_decoder_layer_specs", "get_gpt_mtp_block_spec")
+    ),
+]
+
+LOADING = [
+    ACCELERATOR,
+    HOST_SETTINGS,
+    *(
+        insert_first(function, "use_cpu_init = use_cpu_init or not accelerator.is_available()")
+        for function in ("load_megatron_model", "build_and_load_model")
+    ),
+    # What holds only on this host must not reach run_config.yaml, which a host with Transformer Engine reads.
+    pass_argument("save_megatron_model", call("ConfigContainer"), "model=host_settings.as_recorded(model_config)"),
+]
+
+CHECKPOINTING = [
+    ACCELERATOR,
+    add_import("from megatron.bridge.training import in_process_save, transformer_engine_layout"),
+    replace(
+        "get_rng_state",
+        expression("torch.cuda.get_rng_state()"),
+        "torch.cuda.get_rng_state() if accelerator.is_available() else None",
+    ),
+    pass_argument("read_metadata", call("torch.tensor"), "device=accelerator.device()"),
+    replace(
+        "save_checkpoint",
+        expression("TorchDistSaveShardedStrategy"),
+        "in_process_save.save_strategy",
+        count=2,
+    ),
+    insert_before(
+        "save_checkpoint",
+        call("dist_checkpointing.save"),
+        "state_dict = transformer_engine_layout.with_transformer_engine_keys(state_dict)",
+    ),
+    insert_before(
+        "_load_model_weights_from_checkpoint",
+        call("dist_checkpointing.load"),
+        "sharded_state_dict = transformer_engine_layout.match_checkpoint(sharded_state_dict, checkpoint_path)",
+    ),
+]
+
+change = Change(
+    name="conversion-without-cuda",
+    message="""\
+fix(model): convert checkpoints on hosts without CUDA
+
+import_ckpt, export_ckpt, export_adapter_ckpt, to_megatron_model, save_megatron_model and load_megatron_model run
+where there is no GPU, no Transformer Engine, no Triton driver and no Apex. Process groups start on gloo, models are
+built on the CPU from Megatron Core's own layers with the fusions off that need Transformer Engine, and checkpoints
+are written in-process by PyTorch's file system writer, so that no script needs a __main__ guard. What holds only on
+the converting host stays out of run_config.yaml, and the checkpoint has the keys that a model with Transformer
+Engine asks for.
+
+Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
+    why=(
+        "Conversion moves and reshapes weights, which needs no accelerator, yet upstream starts NCCL, reads CUDA's random "
+        "state, builds Transformer Engine's layers and writes through a process that it spawns."
+    ),
+    edits=[
+        File(
+            "peft/lora_layers.py",
+            [
+                insert_before("", imports("math"), "from __future__ import annotations\n"),
+                wrap("", imports("transformer_engine.pytorch"), "try:\n    {}\nexcept ImportError:\n    te = None"),
+            ],
+        ),
+        File("models/model_provider.py", PROVIDER),
+        File(
+            "models/transformer_config.py",
+            [
+                HOST_SETTINGS,
+                *(
+                    insert_first(f"{config}.finalize", "host_settings.adapt(self)")
+                    for config in ("TransformerConfig", "MLATransformerConfig", "HeterogeneousTransformerConfig")
+                ),
+            ],
+        ),
+        File("models/gpt_provider.py", LAYER_SPEC),
+        File(
+            "models/conversion/param_mapping.py",
+            [
+                replace(
+                    "ReplicatedMapping.hf_to_megatron",
+                    expression("target_device.index != torch.cuda.current_device()"),
+                    "torch.cuda.is_available() and target_device.index != torch.cuda.current_device()",
+                )
+            ],
+        ),
+        File(
+            "models/conversion/auto_bridge.py",
+            [
+                ACCELERATOR,
+                decorate("AutoBridge.import_ckpt", "accelerator.with_process_group"),
+                wrap(
+                    "AutoBridge.export_ckpt",
+                    call("temporary_distributed_context"),
+                    "nullcontext() if dist.is_initialized() else {}",
+                    releases="<0.7.0",
+                ),
+            ],
+        ),
+        File("training/model_load_save.py", LOADING),
+        File("training/checkpointing.py", CHECKPOINTING),
+    ],
+    modules=[
+        "training/in_process_save.py",
+        "training/transformer_engine_layout.py",
+        "utils/accelerator.py",
+        "utils/host_settings.py",
+    ],
+)
