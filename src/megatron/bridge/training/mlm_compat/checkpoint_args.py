@@ -119,6 +119,7 @@ class _Flag:
         when: "value" gives the flag with the field's value, "true" and "false" give a switch.
         read: Megatron-LM takes the field from a checkpoint under ``--use-checkpoint-args``.
         only_with: A field without which the flag means nothing.
+        default: Megatron-LM's default; the flag is left out where the model has it.
     """
 
     name: str
@@ -126,10 +127,11 @@ class _Flag:
     when: Literal["value", "true", "false"] = "value"
     read: bool = True
     only_with: str | None = None
+    default: Any = None
 
 
-def _never_read(name: str, arg: str, when: Literal["value", "true", "false"] = "value", only_with=None) -> _Flag:
-    return _Flag(name, arg, when, read=False, only_with=only_with)
+def _never_read(name: str, arg: str, when: Literal["value", "true", "false"] = "value", **kwargs: Any) -> _Flag:
+    return _Flag(name, arg, when, read=False, **kwargs)
 
 
 _FLAGS = (
@@ -176,7 +178,7 @@ _FLAGS = (
     _never_read("--attention-softmax-in-fp32", "attention_softmax_in_fp32", "true"),
     _never_read("--window-size", "window_size"),
     _never_read("--window-attn-skip-freq", "window_attn_skip_freq"),
-    _never_read("--softmax-type", "softmax_type"),
+    _never_read("--softmax-type", "softmax_type", default="vanilla"),
     _never_read("--no-rope-freq", "no_rope_freq"),
     _never_read("--quick-geglu", "quick_geglu", "true"),
     _never_read("--use-rope-scaling", "use_rope_scaling", "true"),
@@ -199,10 +201,14 @@ _FLAGS = (
     _never_read("--moe-router-num-groups", "moe_router_num_groups", only_with="num_experts"),
     _never_read("--moe-router-group-topk", "moe_router_group_topk", only_with="num_experts"),
     _never_read("--moe-router-dtype", "moe_router_dtype", only_with="num_experts"),
-    _never_read("--moe-router-load-balancing-type", "moe_router_load_balancing_type", only_with="num_experts"),
-    _never_read("--moe-aux-loss-coeff", "moe_aux_loss_coeff", only_with="num_experts"),
+    _never_read(
+        "--moe-router-load-balancing-type",
+        "moe_router_load_balancing_type",
+        only_with="num_experts",
+        default="aux_loss",
+    ),
+    _never_read("--moe-aux-loss-coeff", "moe_aux_loss_coeff", only_with="num_experts", default=0.0),
     _never_read("--moe-shared-expert-gate", "moe_shared_expert_gate", "true", only_with="num_experts"),
-    _never_read("--make-vocab-size-divisible-by", "make_vocab_size_divisible_by"),
 )
 
 # Flags that take several values as several words; elsewhere a list is one word.
@@ -282,7 +288,7 @@ def megatron_lm_flags(args: Namespace, *, use_checkpoint_args: bool = False) -> 
         value = getattr(args, flag.arg, None)
         if use_checkpoint_args and flag.read or flag.only_with and not getattr(args, flag.only_with, None):
             continue
-        if flag.when == "value" and value is not None:
+        if flag.when == "value" and value not in (None, flag.default):
             words += [flag.name, *_words(flag.arg, value)]
         elif flag.when == "true" and value is True or flag.when == "false" and value is False:
             words.append(flag.name)
