@@ -69,6 +69,8 @@ PROVIDER = [
         expression("model_parallel_cuda_manual_seed"),
         "host_settings.seed",
     ),
+    add_import("from megatron.bridge.utils import host_modules"),
+    decorate("_create_model", "host_modules.building_on_this_host()"),
     insert_first("get_model", "use_cpu_initialization = use_cpu_initialization or not accelerator.is_available()"),
 ]
 
@@ -187,6 +189,7 @@ Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
         "training/in_process_save.py",
         "training/transformer_engine_layout.py",
         "utils/accelerator.py",
+        "utils/host_modules.py",
         "utils/host_settings.py",
     ],
 )

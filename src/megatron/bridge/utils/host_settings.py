@@ -41,11 +41,14 @@ _WITHOUT_TRANSFORMER_ENGINE = {
     "use_transformer_engine_full_layer_spec": False,
     "use_transformer_engine_op_fuser": False,
 }
-# These make CUDA streams when the model is built (core 0.19, transformer/moe/shared_experts.py, SharedExpertMLP.__init__).
+# These make CUDA streams when the model is built (core 0.19, transformer/moe: shared_experts.py, SharedExpertMLP.__init__;
+# token_dispatcher.py, MoEAlltoAllTokenDispatcher.__init__), and the all-gather dispatcher takes no variable lengths.
 _WITHOUT_ACCELERATOR = {
     "moe_shared_expert_overlap": False,
+    "moe_token_dispatcher_type": "allgather",
     "overlap_moe_expert_parallel_comm": False,
     "use_cpu_initialization": True,
+    "variable_seq_lengths": False,
 }
 _REPLACED = "_replaced_on_this_host"
 

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules of Megatron Core that a host without an accelerator or Transformer Engine can't make, whatever the config says.
+
+Core 0.19 places three things on the current CUDA device: the expert bias of a mixture-of-experts router
+(transformer/moe/router.py, TopKRouter.__init__), the rotary embedding of multi-latent attention
+(transformer/multi_latent_attention.py, MultiLatentAttention.__init__) and the cache of YaRN's embedding
+(models/common/embeddings/yarn_rotary_pos_embedding.py, YarnRotaryEmbedding.__init__). And multi-latent attention passes
+its own attention arguments that only Transformer Engine's takes (transformer/dot_product_attention.py,
+DotProductAttention.__init__). Megatron-LM's pull request 6270 is to teach Core itself; a Core that has it needs nothing
+of this.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from typing import Any
+from unittest import mock
+
+import torch
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.models.common.embeddings import RotaryEmbedding, YarnRotaryEmbedding
+from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron.bridge.utils import accelerator
+
+
+@contextmanager
+def building_on_this_host() -> Iterator[None]:
+    """Lets Megatron Core make a model within it; does nothing on a host with an accelerator and Transformer Engine."""
+    with ExitStack() as stack:
+
+        def substitute(owner: Any, name: str, new: Any) -> None:
+            stack.enter_context(mock.patch.object(owner, name, new))
+
+        if not accelerator.is_available():
+            substitute(TopKRouter, "__init__", _with_expert_bias_on_cpu(TopKRouter.__init__))
+            substitute(YarnRotaryEmbedding, "_set_cos_sin_cache", _leave_cache_empty)
+            for embedding in (RotaryEmbedding, YarnRotaryEmbedding):
+                substitute(multi_latent_attention, embedding.__name__, partial(embedding, use_cpu_initialization=True))
+        if not HAVE_TE:
+            substitute(DotProductAttention, "__init__", _without_head_sizes(DotProductAttention.__init__))
+        yield
+
+
+def _with_expert_bias_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
+    """Returns `TopKRouter.__init__` that makes the expert bias, float32 of shape [num_moe_experts], on the CPU."""
+
+    @wraps(init)
+    def wrapper(self: TopKRouter, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        without_bias = copy.copy(config)
+        without_bias.moe_router_enable_expert_bias = False
+        init(self, without_bias, *args, **kwargs)
+        self.config = config
+        if config.moe_router_enable_expert_bias:
+            self.enable_expert_bias = True
+            for name, persistent in (("local_tokens_per_expert", False), ("expert_bias", True)):
+                delattr(self, name)
+                self.register_buffer(name, torch.zeros(config.num_moe_experts), persistent=persistent)
+
+    return wrapper
+
+
+def _leave_cache_empty(self: YarnRotaryEmbedding, seq_len: int, offset: int, dtype: torch.dtype) -> None:
+    """Marks the cache as holding no position, so that the first read of it makes it."""
+    self.max_seq_len_cached = 0
+
+
+def _without_head_sizes(init: Callable[..., None]) -> Callable[..., None]:
+    """Returns `DotProductAttention.__init__` that takes the head sizes of multi-latent attention; it has no weights."""
+
+    @wraps(init)
+    def wrapper(self: DotProductAttention, *args: Any, k_channels=None, v_channels=None, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+
+    return wrapper
