@@ -4,6 +4,7 @@
 import dataclasses
 import io
 import logging
+import shlex
 from argparse import Namespace
 
 import pytest
@@ -45,10 +46,10 @@ NOT_ARCHITECTURE = {
     "transformer_impl",
     "use_cpu_initialization",
 }
-RUN = (
+RUN = shlex.split(
     "--micro-batch-size 1 --train-iters 1 --lr 0 --transformer-impl local --no-gradient-accumulation-fusion "
     "--no-persist-layer-norm --no-rope-fusion --tokenizer-type NullTokenizer --vocab-size 383"
-).split()
+)
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face checkpoints that `import_ckpt` refuses: one line each, and nothing at the target."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+from test_release_checkpoint import save_hf_model
+
+from megatron.bridge import AutoBridge
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A checkpoint of two shards with an index."""
+    folder = save_hf_model(tmp_path_factory.mktemp("sound"))
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"model-00001-of-00002.safetensors": names[:9], "model-00002-of-00002.safetensors": names[9:]}
+    for file, keys in halves.items():
+        save_file({key: tensors[key] for key in keys}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in halves.items() for key in keys}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def rewrite(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def truncate(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+SHARD = "model-00002-of-00002.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# name: (what is done to a sound checkpoint, error, part of its message)
+BROKEN = {
+    "no config": (lambda hf: (hf / "config.json").unlink(), FileNotFoundError, "has no config.json"),
+    "config cut short": (lambda hf: truncate(hf / "config.json", 40), ValueError, "config.json is not JSON"),
+    "config a list": (
+        lambda hf: (hf / "config.json").write_text("[]"),
+        ValueError,
+        "holds a list, expected an object",
+    ),
+    "no weights": (lambda hf: [p.unlink() for p in hf.glob("model*")], FileNotFoundError, "has no weights"),
+    "shard missing": (lambda hf: (hf / SHARD).unlink(), FileNotFoundError, f"names {SHARD}, which is not there"),
+    "shard cut short": (lambda hf: truncate(hf / SHARD, 5000), ValueError, f"{SHARD} is truncated or damaged"),
+    "shard empty": (lambda hf: truncate(hf / SHARD, 0), ValueError, f"{SHARD} is truncated or damaged"),
+    "tensor missing": (
+        lambda hf: rewrite(hf / INDEX, lambda index: index["weight_map"].update({"extra": SHARD})),
+        ValueError,
+        f"{SHARD} lacks extra",
+    ),
+    "index empty": (lambda hf: (hf / INDEX).write_text("{}"), ValueError, "has no weight_map"),
+    "shard outside": (
+        lambda hf: rewrite(hf / INDEX, lambda index: index["weight_map"].update({"extra": f"../{SHARD}"})),
+        ValueError,
+        "expected a file in the same folder",
+    ),
+    "unsupported architecture": (
+        lambda hf: rewrite(hf / "config.json", lambda config: config.update(architectures=["GPTJForCausalLM"])),
+        ValueError,
+        "GPTJForCausalLM",
+    ),
+    "tokenizer too large": (
+        lambda hf: rewrite(hf / "config.json", lambda config: config.update(vocab_size=299)),
+        ValueError,
+        "token 299, the embedding has 299 rows",
+    ),
+    "tokenizer cut short": (
+        lambda hf: truncate(hf / "tokenizer.json", 40),
+        ValueError,
+        "tokenizer.json can't be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_checkpoint_is_refused_and_leaves_nothing(sound, tmp_path, name):
+    break_it, error, message = BROKEN[name]
+    hf = tmp_path / "hf"
+    shutil.copytree(sound, hf)
+    break_it(hf)
+    with pytest.raises(error) as caught:
+        AutoBridge.import_ckpt(hf, tmp_path / "out")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sound_sharded_checkpoint_is_imported(sound, tmp_path):
+    AutoBridge.import_ckpt(sound, tmp_path / "out")
+    assert (tmp_path / "out/latest_checkpointed_iteration.txt").read_text() == "release"
+
+
+@pytest.mark.parametrize("path", ["/no/such/model", "./nothing", "a/b/c"])
+def test_a_missing_path_is_refused(tmp_path, path):
+    with pytest.raises(FileNotFoundError, match="does not exist: give the folder"):
+        AutoBridge.import_ckpt(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_refused(sound, tmp_path):
+    with pytest.raises(NotADirectoryError, match="is a file: give the folder"):
+        AutoBridge.import_ckpt(sound / "config.json", tmp_path / "out")
+
+
+def test_a_target_that_is_a_file_is_refused(sound, tmp_path):
+    (tmp_path / "out").write_text("theirs")
+    with pytest.raises(NotADirectoryError, match="a checkpoint needs a directory"):
+        AutoBridge.import_ckpt(sound, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "theirs"

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Staging, publication and resolution of a release checkpoint, on folders that hold no weights."""
+
+import fcntl
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron.bridge.training import release_checkpoint as rc
+from megatron.bridge.training.state import TrainState
+
+
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def write_release(root, text):
+    payload = Path(rc.stage_release(root))
+    (payload / "metadata.json").write_text(text)
+    rc.publish_release(root)
+
+
+def write_iteration(root, iteration, tracker=None, train_state=None):
+    payload = root / f"iter_{iteration:07d}"
+    payload.mkdir(parents=True)
+    (payload / "metadata.json").write_text(f"iteration {iteration}")
+    if tracker is not None:
+        (root / TRACKER).write_text(tracker)
+    if train_state is not None:
+        torch.save(TrainState(step=train_state).state_dict(), root / "latest_train_state.pt")
+    return payload
+
+
+def entries(root):
+    return {path.relative_to(root).as_posix() for path in root.rglob("*")}
+
+
+# --- publication -------------------------------------------------------------------------------------------------
+
+
+def test_a_release_is_the_payload_and_a_tracker(tmp_path):
+    root = tmp_path / "new" / "out"
+    write_release(root, "payload")
+    assert entries(root) == {"release", "release/metadata.json", TRACKER}
+    assert (root / TRACKER).read_text() == "release"
+
+
+def test_nothing_changes_before_publication(tmp_path):
+    write_release(tmp_path, "old")
+    payload = Path(rc.stage_release(tmp_path))
+    (payload / "metadata.json").write_text("new")
+    assert payload.parent == tmp_path
+    assert (tmp_path / "release/metadata.json").read_text() == "old"
+    assert (tmp_path / TRACKER).read_text() == "release"
+    rc.discard_release(tmp_path)
+
+
+def test_a_release_replaces_a_release(tmp_path):
+    write_release(tmp_path, "old")
+    write_release(tmp_path, "new")
+    assert (tmp_path / "release/metadata.json").read_text() == "new"
+    assert entries(tmp_path) == {"release", "release/metadata.json", TRACKER}
+
+
+def test_a_release_takes_over_from_upstreams_layout_and_removes_the_tracker_that_contradicts_it(tmp_path):
+    old = write_iteration(tmp_path, 0, tracker="0", train_state=0)
+    write_release(tmp_path, "new")
+    assert (tmp_path / TRACKER).read_text() == "release"
+    assert not (tmp_path / "latest_train_state.pt").exists()
+    assert (old / "metadata.json").read_text() == "iteration 0"
+
+
+def test_a_discarded_release_leaves_nothing(tmp_path):
+    root = tmp_path / "deeply" / "nested" / "out"
+    with pytest.raises(KeyboardInterrupt), rc.discarded_on_error(root):
+        (Path(rc.stage_release(root)) / "metadata.json").write_text("half")
+        raise KeyboardInterrupt
+    assert entries(tmp_path) == set()
+
+
+def test_a_discarded_release_leaves_the_old_one(tmp_path):
+    write_release(tmp_path, "old")
+    with pytest.raises(OSError, match="disk full"), rc.discarded_on_error(tmp_path):
+        rc.stage_release(tmp_path)
+        raise OSError("disk full")
+    assert entries(tmp_path) == {"release", "release/metadata.json", TRACKER}
+
+
+def test_a_release_folder_behind_a_symlink_is_left_to_its_owner(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "metadata.json").write_text("theirs")
+    root = tmp_path / "out"
+    root.mkdir()
+    (root / "release").symlink_to(elsewhere)
+    write_release(root, "new")
+    assert (elsewhere / "metadata.json").read_text() == "theirs"
+    assert (root / "release/metadata.json").read_text() == "new"
+
+
+def test_a_symlinked_root_is_written_through(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_release(tmp_path / "link", "payload")
+    assert (tmp_path / "real/release/metadata.json").read_text() == "payload"
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler in the code under test may run for it."""
+
+
+def kill_at(monkeypatch, step):
+    """Let the `step`-th change to the file system, counted from 0, not happen, nor any after it."""
+    done = []
+
+    def counted(change):
+        def wrapper(*args, **kwargs):
+            if len(done) >= step:
+                raise Killed
+            done.append(change)
+            return change(*args, **kwargs)
+
+        return wrapper
+
+    for owner, names in ((Path, ("rename", "replace", "unlink", "write_text", "mkdir")), (shutil, ("rmtree",))):
+        for name in names:
+            monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    return done
+
+
+BEFORE = {
+    "nothing": lambda root: None,
+    "a release": lambda root: write_release(root, "old"),
+    "upstream's layout": lambda root: write_iteration(root, 0, tracker="0", train_state=0),
+    "a crashed import": lambda root: (root / rc.STAGING_DIR / "rest").mkdir(parents=True),
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("step", range(14))
+def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new_one_or_none(tmp_path, monkeypatch, before, step):
+    root = tmp_path / "out"
+    BEFORE[before](root)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with suppress(Killed):
+            write_release(root, "new")
+    tracker = root / TRACKER
+    if tracker.exists():
+        named = Path(rc.resolve_checkpoint(root))
+        assert (named / "metadata.json").read_text() in {"old", "new", "iteration 0"}
+    assert tracker.exists() or before != "upstream's layout"
+
+    write_release(root, "next")
+    assert (Path(rc.resolve_checkpoint(root)) / "metadata.json").read_text() == "next"
+    assert entries(root) <= {"release", "release/metadata.json", TRACKER, "iter_0000000", "iter_0000000/metadata.json"}
+
+
+def test_the_steps_above_are_all_of_them(tmp_path, monkeypatch):
+    write_release(tmp_path, "old")
+    with monkeypatch.context() as patch:
+        done = kill_at(patch, 100)
+        write_release(tmp_path, "new")
+    assert 5 < len(done) <= 14
+
+
+def test_two_imports_into_one_root_do_not_mix(tmp_path):
+    staging = tmp_path / rc.STAGING_DIR
+    staging.mkdir()
+    other = os.open(staging, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(FileExistsError, match="another process is writing"):
+            rc.stage_release(tmp_path)
+    finally:
+        os.close(other)
+    write_release(tmp_path, "afterwards")
+
+
+# --- targets that are refused ------------------------------------------------------------------------------------
+
+
+def file_as_root(root):
+    root.write_text("")
+    return NotADirectoryError, "is a file"
+
+
+def training_tracker(root):
+    write_iteration(root, 5, tracker="5", train_state=5)
+    return FileExistsError, "training iteration 5"
+
+
+def training_without_tracker(root):
+    write_iteration(root, 7)
+    return FileExistsError, "training iteration 7"
+
+
+def training_beside_a_release(root):
+    write_release(root, "old")
+    write_iteration(root, 3)
+    return FileExistsError, "training iteration 3"
+
+
+def unreadable_tracker(root):
+    root.mkdir()
+    (root / TRACKER).write_text("yesterday")
+    return ValueError, "holds 'yesterday', expected an iteration or 'release'"
+
+
+@pytest.mark.parametrize(
+    "make", [file_as_root, training_tracker, training_without_tracker, training_beside_a_release, unreadable_tracker]
+)
+def test_a_target_is_refused_and_left_alone(tmp_path, make):
+    root = tmp_path / "out"
+    error, message = make(root)
+    before = entries(tmp_path)
+    with pytest.raises(error, match=message) as caught:
+        rc.stage_release(root)
+    assert "\n" not in str(caught.value)
+    assert entries(tmp_path) == before
+
+
+def test_a_target_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        rc.check_release_target(tmp_path / "file" / "out")
+
+
+def test_a_target_that_can_not_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
+    with pytest.raises(PermissionError, match="is not writable"):
+        rc.check_release_target(tmp_path / "out")
+
+
+# --- resolution --------------------------------------------------------------------------------------------------
+
+
+def test_the_tracker_decides(tmp_path):
+    write_release(tmp_path, "release")
+    iteration = write_iteration(tmp_path, 9)
+    assert rc.resolve_checkpoint(tmp_path) == str(tmp_path / "release")
+    (tmp_path / TRACKER).write_text("9\n")
+    assert rc.resolve_checkpoint(tmp_path) == str(iteration)
+
+
+def test_a_payload_folder_is_taken_as_it_is(tmp_path):
+    write_release(tmp_path, "release")
+    write_iteration(tmp_path, 9)
+    for name in ("release", "iter_0000009"):
+        assert rc.resolve_checkpoint(tmp_path / name) == str(tmp_path / name)
+
+
+def test_without_a_tracker_the_train_state_decides_then_the_highest_iteration_then_the_release(tmp_path):
+    (tmp_path / "release").mkdir()
+    assert rc.resolve_checkpoint(tmp_path) == str(tmp_path / "release")
+    write_iteration(tmp_path, 10)
+    write_iteration(tmp_path, 9)
+    assert rc.resolve_checkpoint(tmp_path) == str(tmp_path / "iter_0000010")
+    torch.save(TrainState(step=9).state_dict(), tmp_path / "latest_train_state.pt")
+    assert rc.resolve_checkpoint(tmp_path) == str(tmp_path / "iter_0000009")
+
+
+def test_a_folder_without_checkpoints_resolves_to_itself(tmp_path):
+    assert rc.resolve_checkpoint(tmp_path) == str(tmp_path)
+    assert rc.resolve_checkpoint(tmp_path / "missing") == str(tmp_path / "missing")
+
+
+def test_a_tracker_that_names_a_missing_folder_is_an_error(tmp_path):
+    (tmp_path / TRACKER).write_text("12")
+    with pytest.raises(FileNotFoundError, match="names iter_0000012, which is not there"):
+        rc.resolve_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tracker", "step", "trusted"), [("5", 5, True), (None, 5, True), ("8", 5, False), ("release", 5, False)]
+)
+def test_the_train_state_is_trusted_only_where_it_agrees_with_the_tracker(tmp_path, tracker, step, trusted):
+    torch.save(TrainState(step=step).state_dict(), tmp_path / "latest_train_state.pt")
+    if tracker is not None:
+        (tmp_path / TRACKER).write_text(tracker)
+    assert rc.train_state_tracker(tmp_path) == (str(tmp_path / "latest_train_state.pt") if trusted else "")
+
+
+def test_an_iteration_of_megatron_lm_borrows_the_run_config_of_the_release_beside_it(tmp_path):
+    write_release(tmp_path, "release")
+    iteration = write_iteration(tmp_path, 4)
+    assert rc.find_run_config(iteration) == str(iteration / "run_config.yaml")
+    (tmp_path / "release/run_config.yaml").write_text("{}")
+    assert rc.find_run_config(iteration) == str(tmp_path / "release/run_config.yaml")
+    (iteration / "run_config.yaml").write_text("{}")
+    assert rc.find_run_config(iteration) == str(iteration / "run_config.yaml")
+
+
+# --- MultiStorageClient ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def object_store(tmp_path, monkeypatch):
+    """The URL of a MultiStorageClient profile, and the local folder below which its objects lie."""
+    pytest.importorskip("multistorageclient")
+    from megatron.core.msc_utils import MultiStorageClientFeature
+
+    # The client is cached by profile, so each test has its own.
+    profile = tmp_path.name.replace("_", "-")
+    store = tmp_path / "store"
+    store.mkdir()
+    config = tmp_path / "msc.yaml"
+    provider = f"{{type: file, options: {{base_path: {store}}}}}"
+    config.write_text(f"profiles:\n  {profile}:\n    storage_provider: {provider}\n")
+    monkeypatch.setenv("MSC_CONFIG", str(config))
+    MultiStorageClientFeature.enable()
+    yield f"msc://{profile}/out", store / "out"
+    MultiStorageClientFeature.disable()
+
+
+def test_a_release_in_an_object_store_is_written_in_place_with_the_tracker_last(object_store):
+    from megatron.core.msc_utils import MultiStorageClientFeature
+
+    msc = MultiStorageClientFeature.import_package()
+    root, folder = object_store
+    for text in ("old", "new"):
+        payload = rc.stage_release(root)
+        assert payload == f"{root}/release"
+        assert not (folder / TRACKER).exists()
+        msc.Path(f"{payload}/metadata.json").write_text(text)
+        rc.publish_release(root)
+    assert (folder / "release/metadata.json").read_text() == "new"
+    assert (folder / TRACKER).read_text() == "release"
+    assert rc.resolve_checkpoint(root) == f"{root}/release"
+
+
+def test_an_object_store_that_holds_training_iterations_is_refused(object_store):
+    root, folder = object_store
+    write_iteration(folder, 5, tracker="5")
+    with pytest.raises(FileExistsError, match="training iteration 5"):
+        rc.stage_release(root)
+
+
+def test_a_local_path_is_staged_with_multistorageclient_enabled_too(object_store, tmp_path):
+    assert rc.stage_release(tmp_path / "local") == str(tmp_path / "local" / rc.STAGING_DIR)
+    rc.discard_release(tmp_path / "local")
