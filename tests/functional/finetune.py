@@ -8,24 +8,15 @@ Megatron-LM's parser, data set class (`SFTDataset`), model class, optimizer, che
 `train.py` runs it.
 """
 
+import argparse
 import inspect
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
-
-
-sys.path.insert(0, str(Path(__file__).parent))  # this file also runs as a script, and under torchrun
-
-import cuda_emulation
-
-
-if cuda_emulation.accelerator() is None:
-    cuda_emulation.install()
 
 import torch
 from chat import ChatTokenizer
@@ -241,5 +232,6 @@ def main() -> None:
 
 
 def _record_folder() -> str | None:
-    # Before core 0.18 the flags are parsed inside `pretrain`, too late for whoever watches it.
-    return sys.argv[sys.argv.index("--record") + 1] if "--record" in sys.argv else None
+    # Before core 0.18 Megatron-LM parses inside `pretrain`, too late for whoever watches it.
+    parser = add_record_flag(argparse.ArgumentParser(allow_abbrev=False))
+    return parser.parse_known_args()[0].record

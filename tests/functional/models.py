@@ -73,7 +73,11 @@ FAMILIES = {
             {"num_key_value_heads": 4, "rope_parameters": _rope(10000.0), "rms_norm_eps": 1e-5},
         ),
         Family("llama-3", "LlamaConfig", {"rope_parameters": _rope(500000.0), "rms_norm_eps": 1e-5}),
-        Family("llama-3.1", "LlamaConfig", {"rope_parameters": _llama3_rope(8.0), "rms_norm_eps": 1e-5, "max_position_embeddings": 131072}),
+        Family(
+            "llama-3.1",
+            "LlamaConfig",
+            {"rope_parameters": _llama3_rope(8.0), "rms_norm_eps": 1e-5, "max_position_embeddings": 131072},
+        ),
         Family(
             "llama-3.2",
             "LlamaConfig",
@@ -198,13 +202,16 @@ def make_wide_model(folder: Path) -> Path:
         shapes = {name: value.shape for name, value in transformers.LlamaForCausalLM(config).state_dict().items()}
     shards = _split(list(shapes), shards=4)
     generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1_000_003, generator=generator).mul_(0.02).to(torch.bfloat16)
     index: dict[str, Any] = {
         "metadata": {"total_size": sum(2 * shape.numel() for shape in shapes.values())},
         "weight_map": {},
     }
     for number, names in enumerate(shards, start=1):
         shard = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: _draw(shapes[name], generator) for name in names}, folder / shard, metadata={"format": "pt"})
+        save_file(
+            {name: _draw(shapes[name], noise, generator) for name in names}, folder / shard, metadata={"format": "pt"}
+        )
         index["weight_map"].update(dict.fromkeys(names, shard))
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return folder
@@ -215,10 +222,13 @@ def _split(names: list[str], shards: int) -> list[list[str]]:
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 
-def _draw(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def _draw(shape: torch.Size, noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Fill a tensor from one piece of noise of prime length, so that no two rows are the same; to draw anew takes a minute."""
     if len(shape) == 1:
-        return torch.ones(shape, dtype=torch.bfloat16)
-    return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, 0.02, generator=generator)
+        return torch.ones(shape, dtype=noise.dtype)
+    start = int(torch.randint(len(noise), (1,), generator=generator))
+    repeats = -(-(start + shape.numel()) // len(noise))
+    return noise.repeat(repeats)[start : start + shape.numel()].reshape(shape).clone()
 
 
 def copy_model(source: Path, folder: Path) -> Path:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The other opinion: Hugging Face's loss on the batch that Megatron-LM saw."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -32,16 +32,27 @@ def hf_loss(model: Path | str, batches: Iterable[dict[str, torch.Tensor]]) -> fl
     return total / tokens
 
 
-def hf_tensors(model: Path) -> dict[str, torch.Tensor]:
-    """Read every tensor of a Hugging Face checkpoint, of one file or of shards."""
-    tensors = {}
-    for path in sorted(model.glob("*.safetensors")):
-        with safe_open(path, "pt") as shard:
-            tensors.update({name: shard.get_tensor(name) for name in shard.keys()})
-    return tensors
+class Tensors(Mapping[str, torch.Tensor]):
+    """The tensors of a Hugging Face checkpoint, of one file or of shards, each read when it is asked for."""
+
+    def __init__(self, model: Path) -> None:
+        self._shards = {}
+        for path in sorted(model.glob("*.safetensors")):
+            with safe_open(path, "pt") as shard:
+                self._shards.update(dict.fromkeys(shard.keys(), path))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with safe_open(self._shards[name], "pt") as shard:
+            return shard.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
 
 
-def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+def differences(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> list[str]:
     """Say, a line each, in which tensors two sets differ: name, shape, type or any bit."""
     lines = [f"only in the first: {name}" for name in sorted(one.keys() - other.keys())]
     lines += [f"only in the second: {name}" for name in sorted(other.keys() - one.keys())]

@@ -20,8 +20,11 @@ from typing import Any
 
 import torch
 
+
 HERE = Path(__file__).parent
-TRACKER = "latest_checkpointed_iteration.txt"  # `megatron/training/checkpointing.py`, `get_checkpoint_tracker_filename`
+TRACKER = (
+    "latest_checkpointed_iteration.txt"  # `megatron/training/checkpointing.py`, `get_checkpoint_tracker_filename`
+)
 TIME_LIMIT_S = 600
 
 # What is trained on, and how, whatever the platform. Conversations are drawn in order, so that every run sees the same.
@@ -37,6 +40,7 @@ TRAINING_FLAGS = (
     "--calculate-per-token-loss",
     "--num-workers=0",
     "--log-interval=1",
+    "--eval-iters=1",
     "--eval-interval=1000000",  # only after the last iteration
     "--save-interval=1000000",
     "--tokenizer-type=HuggingFaceTokenizer",
@@ -130,7 +134,9 @@ def _stop(process: subprocess.Popen) -> None:
 
 def last_error(log: Path) -> str:
     """Give the last line of a log that ends a traceback, without its rank prefix."""
-    errors = re.findall(r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failed)\b.*)$", log.read_text(), re.M)
+    errors = re.findall(
+        r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failed)\b.*)$", log.read_text(), re.M
+    )
     return errors[-1] if errors else "no exception in its log"
 
 
@@ -155,7 +161,14 @@ def environment() -> dict[str, str]:
 def launch(script: Path, ranks: int = 1) -> list[str]:
     """Make the start of the command for a script on a number of ranks."""
     if ranks > 1:
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script)]
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            str(script),
+        ]
     # One rank needs no launcher, which takes as long to start as the rank; it needs the launcher's variables.
     variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     return ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, str(script)]
@@ -184,8 +197,9 @@ class Chats:
 class Training:
     """What Megatron-LM's loop did in one step: its losses, batches and log, read from the folder that it recorded to."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
         self.folder = folder
+        self.checkpoint = checkpoint
         self.log = folder / "log.txt"
 
     def losses(self, split: str = "train") -> dict[int, float]:
@@ -220,7 +234,7 @@ def train(
         chats: What it trains on.
         load: Root of the checkpoint to start or go on from.
         iterations: The iteration to train up to, counted from the beginning of fine-tuning.
-        save: Root to save to at the end.
+        save: Root to save to at the end; `folder / "checkpoint"` if not given.
         flags: More of Megatron-LM's flags; they go after, and so before, the ones from here.
         ranks: Number of ranks.
         on_line: Called with each line as it is printed.
@@ -228,21 +242,33 @@ def train(
     Raises:
         StepFailed: Megatron-LM ended with an error.
     """
+    training = Training(folder, save or folder / "checkpoint")
     command = [
         *launch(HERE / "train.py", ranks),
-        "--use-checkpoint-args",
         f"--load={load}",
         f"--train-iters={iterations}",
-        *([f"--save={save}"] if save else []),
+        f"--save={training.checkpoint}",
         *TRAINING_FLAGS,
         *CPU_FLAGS,
         *chats.flags(folder / "cache"),
         f"--record={folder}",
         *flags,
     ]
-    training = Training(folder)
     Step(name, command, training.log).run(on_line)
     return training
+
+
+def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True) -> list[str]:
+    """Ask Bridge which of Megatron-LM's flags describe a checkpoint's model, and leave out the one that a CPU can't honour.
+
+    Args:
+        checkpoint: Root of a checkpoint with Megatron-LM args.
+        use_checkpoint_args: Only what Megatron-LM doesn't read from there. False gives the whole command line.
+    """
+    from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_flags, read_megatron_lm_args
+
+    flags = megatron_lm_flags(read_megatron_lm_args(checkpoint), use_checkpoint_args=use_checkpoint_args)
+    return [flag for flag in flags if flag not in ("--bf16", "--fp16")]
 
 
 def tracker(root: Path) -> str:
@@ -269,7 +295,9 @@ def model_tensors(payload: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
     entries = dcp.FileSystemReader(payload).read_metadata().state_dict_metadata
     for name, entry in sorted(entries.items()):
-        if isinstance(entry, TensorStorageMetadata) and not name.startswith(("optimizer.", "rng_state", "rerun_state")):
+        if isinstance(entry, TensorStorageMetadata) and not name.startswith(
+            ("optimizer.", "rng_state", "rerun_state")
+        ):
             state: dict[str, Any] = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
             dcp.load(state, storage_reader=dcp.FileSystemReader(payload), no_dist=True)
             yield name, state[name]
