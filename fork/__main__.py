@@ -31,7 +31,7 @@ def apply(root: Path, names: tuple[str, ...]) -> None:
     changes = stack.load(names=names)
     touched = stack.apply(changes, root)
     for change in changes:
-        count = sum(change.name in names for names in touched.values())
+        count = sum(change.name in touching for touching in touched.values())
         click.echo(f"{change.name}: {count} file{'s' * (count != 1)}")
 
 

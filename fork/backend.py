@@ -33,25 +33,33 @@ def version(upstream: Upstream) -> str:
     return f"{upstream.version}+release.{RELEASE}"
 
 
-def build(folder: Path, upstream: Upstream = LATEST, given: Path | None = None) -> Path:
+def build(
+    folder: Path,
+    upstream: Upstream = LATEST,
+    given: Path | None = None,
+    changes: Sequence[Change] | None = None,
+    modules: Path = stack.MODULES,
+) -> Path:
     """Builds the patched wheel into `folder` and returns its path; two builds of the same sources are the same bytes.
 
     Args:
         folder: where the wheel goes; made if need be. Nothing is left there when the build fails.
         upstream: the release of upstream to build on.
         given: upstream's wheel, for a host without network.
+        changes: the stack; that of patches/ unless it is given.
+        modules: the folder that the new modules are in.
 
     Raises:
         ForkError: upstream's wheel can't be had, or an edit doesn't find its place.
     """
     source = obtain(upstream, given)
-    changes = stack.load()
+    changes = stack.load() if changes is None else changes
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch, "wheel")
         with zipfile.ZipFile(source) as wheel:
             wheel.extractall(root)
             made = max(entry.date_time for entry in wheel.infolist())
-        touched = stack.apply(changes, root)
+        touched = stack.apply(changes, root, modules, pristine=True)
         _mark(root, changes, touched, upstream)
         info = root / f"megatron_bridge-{version(upstream)}.dist-info"
         (root / f"megatron_bridge-{upstream.version}.dist-info").rename(info)

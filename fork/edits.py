@@ -49,7 +49,7 @@ class File:
             if covers(edit.releases, release):
                 try:
                     tree = edit.apply(tree)
-                except EditError as error:
+                except (EditError, cst.CSTValidationError) as error:
                     raise EditError(f"{self.path}: {edit.name}: {error}") from None
         try:
             compile(tree.code, self.path, "exec", dont_inherit=True)

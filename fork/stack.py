@@ -56,20 +56,23 @@ def read_release(package: Path) -> str:
     return f"{values['MAJOR']}.{values['MINOR']}.{values['PATCH']}{values['PRE_RELEASE']}"
 
 
-def apply(changes: Sequence[Change], root: Path, modules: Path = MODULES) -> dict[str, list[str]]:
+def apply(
+    changes: Sequence[Change], root: Path, modules: Path = MODULES, *, pristine: bool = False
+) -> dict[str, list[str]]:
     """Lays `changes` over upstream at `root`; writes nothing unless every edit finds its place.
 
     Args:
         changes: the stack, in order.
         root: an unpacked wheel or a checkout of upstream.
         modules: the folder that the changes' new modules are in.
+        pristine: upstream is as it was released, so a new module that is there already is one of upstream's.
 
     Returns:
         The names of the changes that touch each file, edited or new, by its path relative to megatron/bridge.
 
     Raises:
         EditError: an edit's place is missing or ambiguous.
-        ForkError: `root` is not upstream, or a new module is missing or would hide one of upstream's.
+        ForkError: `root` is not upstream, or a new module is missing or would replace one of upstream's.
     """
     package = find_package(root)
     release = read_release(package)
@@ -77,35 +80,37 @@ def apply(changes: Sequence[Change], root: Path, modules: Path = MODULES) -> dic
     touched: dict[str, list[str]] = {}
     for change in changes:
         for file in change.edits:
-            if file.path not in sources:
-                sources[file.path] = _read(package / file.path, change, file.path)
+            before = sources[file.path] if file.path in sources else _read(package / file.path, change, file.path)
             try:
-                edited = file.apply(sources[file.path], release)
+                sources[file.path] = file.apply(before, release)
             except EditError as error:
-                raise EditError(
-                    f"change {change.name}: {error}; look at megatron-bridge {release} and adjust the edit in patches/"
-                ) from None
-            sources[file.path] = edited
-            touched.setdefault(file.path, []).append(change.name)
+                remedy = f"look at megatron-bridge {release} and adjust the edit in patches/"
+                raise EditError(f"change {change.name}: {error}; {remedy}") from None
+            if sources[file.path] != before:
+                touched.setdefault(file.path, []).append(change.name)
         for module in change.modules:
-            if not (modules / module).is_file():
-                raise ForkError(
-                    f"change {change.name}: {modules / module} does not exist; add it or take it off the list"
-                )
+            _check_module(change, modules / module, package / module, pristine)
             touched.setdefault(module, []).append(change.name)
-    for path, source in sources.items():
-        if (package / path).read_text() != source:
-            (package / path).write_text(source)
-    for change in changes:
-        for module in change.modules:
-            (package / module).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(modules / module, package / module)
+    for path in touched:
+        if path in sources:
+            (package / path).write_text(sources[path])
+        else:
+            (package / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(modules / path, package / path)
     return touched
 
 
 def _read(path: Path, change: Change, name: str) -> str:
     if not path.is_file():
-        raise EditError(
-            f"change {change.name}: expected the file {name} in upstream, found none; adjust the path in patches/"
-        )
+        found = f"expected the file {name} in upstream, found none"
+        raise EditError(f"change {change.name}: {found}; adjust the path in patches/")
     return path.read_text()
+
+
+def _check_module(change: Change, source: Path, target: Path, pristine: bool) -> None:
+    if not source.is_file():
+        raise ForkError(f"change {change.name}: {source} does not exist; add it or take it off the change's modules")
+    if pristine and target.exists():
+        raise ForkError(
+            f"change {change.name}: upstream has a module {source.name} at this path; rename ours, {source}"
+        )

@@ -273,13 +273,11 @@ def insert_item(items: Sequence, at: int, new, lead: cst.BaseParenthesizableWhit
         return [new]
     *before, last = items
     end, between = last.comma, separator
-    if isinstance(end, cst.Comma):
-        space = end.whitespace_after
-        if isinstance(space, cst.ParenthesizedWhitespace):
-            if isinstance(between.whitespace_after, cst.ParenthesizedWhitespace):
-                # A comment behind the last item stays with that item.
-                between = between.with_deep_changes(between.whitespace_after, first_line=space.first_line)
-            end = end.with_changes(whitespace_after=_uncommented(space))
+    spaces = [getattr(comma, "whitespace_after", None) for comma in (end, between)]
+    if all(isinstance(space, cst.ParenthesizedWhitespace) for space in spaces):
+        # A comment behind the last item stays with that item.
+        between = between.with_deep_changes(spaces[1], first_line=spaces[0].first_line)
+        end = end.with_changes(whitespace_after=_uncommented(spaces[0]))
     if hasattr(last, tail) and hasattr(new, tail):
         new = new.with_changes(**{tail: getattr(last, tail)})
         last = last.with_changes(**{tail: cst.SimpleWhitespace("")})

@@ -22,12 +22,10 @@ class Upstream:
     Args:
         version: its version there.
         sha256: the hash of its wheel, as hex.
-        megatron_core: specifier of the megatron-core releases that it goes with.
     """
 
     version: str
     sha256: str
-    megatron_core: str
 
     @property
     def wheel(self) -> str:
@@ -38,11 +36,7 @@ class Upstream:
 RELEASES = {
     each.version: each
     for each in [
-        Upstream(
-            version="0.6.2",
-            sha256="bcb7274ab9327167c345aa24b96b95790ce5090df1945d883bdc41065d5649e2",
-            megatron_core=">=0.19.2,<0.20",
-        ),
+        Upstream("0.6.2", "bcb7274ab9327167c345aa24b96b95790ce5090df1945d883bdc41065d5649e2"),
     ]
 }
 LATEST = RELEASES["0.6.2"]
