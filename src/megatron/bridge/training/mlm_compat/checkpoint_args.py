@@ -106,6 +106,7 @@ _RELEASE = {
     "use_distributed_optimizer": False,
     "ckpt_format": "torch_dist",
     "use_dist_ckpt": True,
+    "data_parallel_size": 1,
 }
 
 
