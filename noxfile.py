@@ -17,6 +17,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = True
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "unit", "functional"]
 
@@ -48,14 +49,14 @@ def build(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """Test the edits, the build and the new modules."""
     _install_patched(session)
-    session.run("pytest", "tests/unit", *_arguments(session)[1])
+    _pytest(session, "tests/unit")
 
 
 @nox.session(python=PYTHON, requires=["build"])
 def functional(session: nox.Session) -> None:
     """Convert, train with Megatron-LM, resume and export, on what the machine has."""
     _install_patched(session)
-    session.run("pytest", "tests/functional", *_arguments(session)[1])
+    _pytest(session, "tests/functional")
 
 
 @nox.session(python=PYTHON, requires=["build"])
@@ -75,6 +76,13 @@ def _arguments(session: nox.Session) -> tuple[str | None, list[str]]:
     parser.add_argument("--upstream-wheel")
     known, rest = parser.parse_known_args(session.posargs)
     return known.upstream_wheel, rest
+
+
+def _pytest(session: nox.Session, folder: str) -> None:
+    """Runs the tests of `folder`, or those at the paths that the user names."""
+    _, rest = _arguments(session)
+    named = any(Path(argument.partition("::")[0]).exists() for argument in rest)
+    session.run("pytest", *([] if named else [folder]), *rest)
 
 
 def _install_patched(session: nox.Session) -> None:
