@@ -73,6 +73,13 @@ BROKEN = {
         ValueError,
         "token 299, the embedding has 299 rows",
     ),
+    "added token too large": (
+        lambda hf: rewrite(
+            hf / "tokenizer_config.json", lambda config: config.update(added_tokens_decoder={"384": {"content": "x"}})
+        ),
+        ValueError,
+        "token 384, the embedding has 384 rows",
+    ),
     "tokenizer cut short": (
         lambda hf: truncate(hf / "tokenizer.json", 40),
         ValueError,

@@ -23,6 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.msc_utils import MultiStorageClientFeature
+
+from megatron.bridge.training.mlm_compat.checkpoint_args import (
+    megatron_lm_args,
+    megatron_lm_flags,
+    read_megatron_lm_args,
+)
 from megatron.bridge.training.utils.checkpoint_utils import (
     TRACKER_PREFIX,
     file_exists,
@@ -34,13 +41,6 @@ from megatron.bridge.training.utils.checkpoint_utils import (
     read_train_state,
 )
 from megatron.bridge.utils.common_utils import get_rank_safe, print_rank_0
-from megatron.core.msc_utils import MultiStorageClientFeature
-
-from megatron.bridge.training.mlm_compat.checkpoint_args import (
-    megatron_lm_args,
-    megatron_lm_flags,
-    read_megatron_lm_args,
-)
 
 
 logger = logging.getLogger(__name__)

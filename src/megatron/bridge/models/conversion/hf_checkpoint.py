@@ -4,9 +4,11 @@
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -107,20 +109,26 @@ def _tensor_names(file: Path) -> set[str]:
 
 
 def _check_vocabulary(path: Path, config: dict) -> None:
-    """Compare the tokenizer's largest token with the embedding, from the tokenizer's file alone."""
+    """Compare the largest token of the tokenizer with the embedding, from the tokenizer's files alone."""
     text_config = config.get("text_config")
     rows = config.get("vocab_size", text_config.get("vocab_size") if isinstance(text_config, dict) else None)
-    if not isinstance(rows, int) or not (path / "tokenizer.json").is_file():
-        return
-    from tokenizers import Tokenizer
-
-    try:
-        tokens = Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab()
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{path / 'tokenizer.json'} can't be read ({error}): copy the file again") from None
-    largest = max(tokens.values(), default=-1)
-    if largest >= rows:
+    largest = max(_token_ids(path), default=-1)
+    if isinstance(rows, int) and largest >= rows:
         raise ValueError(
             f"the tokenizer of {path} has token {largest}, the embedding has {rows} rows: "
             "use the tokenizer of this model, or resize the embedding"
         )
+
+
+def _token_ids(path: Path) -> Iterator[int]:
+    if (path / "tokenizer.json").is_file():
+        try:
+            yield from Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab().values()
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise ValueError(f"{path / 'tokenizer.json'} can't be read ({error}): copy the file again") from None
+    for name in ("vocab.json", "added_tokens.json"):
+        if (path / name).is_file():
+            yield from (token for token in _read_json(path / name, "").values() if isinstance(token, int))
+    if (path / "tokenizer_config.json").is_file():
+        added = _read_json(path / "tokenizer_config.json", "").get("added_tokens_decoder")
+        yield from (int(token) for token in added or () if token.isdecimal())
