@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversations to fine-tune on, and their tokens: what Megatron-LM's `SFTDataset` asks of a tokenizer.
 
-The conversations are made here, from a fixed seed: small sums and word games whose answers follow a rule, so that a small
-model's loss falls within a few iterations and every run everywhere sees the same text.
+The conversations are made here, from a fixed seed: small sums and word games whose answers follow a rule, so that a
+small model's loss falls within a few iterations and every run everywhere sees the same text.
 """
 
 import json
@@ -19,7 +19,9 @@ IGNORE_INDEX = -100  # `megatron/training/datasets/sft_dataset.py`, core 0.19.2:
 Message = dict[str, str]
 
 _SYSTEM = "Answer in one short sentence."
-_WORDS = "amber basil cedar dune ember fjord grove heron iris juniper kelp lichen maple nectar olive pebble quartz reed sage thyme"
+_WORDS = (
+    "amber basil cedar dune ember fjord grove heron iris juniper kelp lichen maple nectar olive pebble quartz sage"
+)
 
 
 def conversations(count: int, seed: int = 1) -> Iterator[list[Message]]:
@@ -65,8 +67,8 @@ def write_conversations(path: Path, count: int, seed: int = 1) -> Path:
 class ChatTokenizer:
     """A Hugging Face tokenizer with a chat template, as `SFTDataset` calls it (`tokenize_conversation`, `eod`, `pad`).
 
-    Megatron-LM's own `SFTTokenizer` knows which tokens are the assistant's for two of NVIDIA's templates only, and puts the
-    loss on every token for any other ("default"). This one finds them from any template.
+    Megatron-LM's own `SFTTokenizer` knows which tokens are the assistant's for two of NVIDIA's templates only, and
+    puts the loss on every token for any other ("default"). This one finds them from any template.
 
     Args:
         folder: A folder or the name of a model with a tokenizer.
@@ -97,7 +99,8 @@ class ChatTokenizer:
             int64 `[sequence]`, or a pair of those, the second with `IGNORE_INDEX` where the assistant doesn't speak.
 
         Raises:
-            ValueError: the template changes what it wrote before when a message is added, so nobody's tokens can be told apart.
+            ValueError: the template changes what it wrote before when a message is added, so nobody's tokens can be
+                told apart.
         """
         tokens = self._tokens(conversation, add_generation_prompt)
         if not return_target:
@@ -110,7 +113,7 @@ class ChatTokenizer:
             end = self._tokens(conversation[: place + 1], False)
             if not (_begins(end, start) and _begins(tokens, end)):
                 raise ValueError(
-                    f"the chat template gives message {place} other tokens once more is said; use one that only appends"
+                    f"the chat template gives message {place} other tokens when more follows; take one that appends"
                 )
             targets[len(start) : len(end)] = tokens[len(start) : len(end)]
         return tokens, targets

@@ -13,13 +13,13 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import models
-import steps
-from chat import write_conversations
+import models  # noqa: E402
+import steps  # noqa: E402
+from chat import write_conversations  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep warnings and debug logs of the packages under test out of the report; they are for their own maintainers."""
+    """Keep warnings and debug logs of the packages under test out of the report; their maintainers read them."""
     config.addinivalue_line("filterwarnings", "ignore")
     if config.option.showcapture == "all":
         config.option.showcapture = "stdout"

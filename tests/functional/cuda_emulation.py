@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`torch.cuda` answered by the CPU, so that Megatron-LM's own training loop runs where no accelerator is.
 
-Megatron-LM asserts `torch.cuda.is_available()` (`megatron/training/initialize.py`, `initialize_megatron`), asks `torch.cuda` for
-streams, events, memory figures and RNG state, and creates tensors with `device="cuda"`. None of that decides what is
-computed. `install()` answers each question with the CPU's facts and sends every `device="cuda"` to the CPU; the mathematics,
-the checkpoint code and the collectives (gloo) stay Megatron-LM's and PyTorch's own.
+Megatron-LM asserts `torch.cuda.is_available()` (`megatron/training/initialize.py`, `initialize_megatron`), asks
+`torch.cuda` for streams, events, memory figures and RNG state, and creates tensors with `device="cuda"`. None of that
+decides what is computed. `install()` answers each question with the CPU's facts and sends every `device="cuda"` to the
+CPU; the mathematics, the checkpoint code and the collectives (gloo) stay Megatron-LM's and PyTorch's own.
 
-This is a part of the tests. The wheel holds nothing like it, and `install()` refuses to work where a real accelerator is.
-What the emulation can't do: bf16 and gradient clipping (Megatron-LM's optimizer asks for `torch.cuda.FloatTensor` by name), Transformer Engine, fused kernels.
+This is a part of the tests. The wheel holds nothing like it, and `install()` refuses to work where a real accelerator
+is.
+What the emulation can't do: bf16 and gradient clipping (Megatron-LM's optimizer asks for `torch.cuda.FloatTensor` by
+name), Transformer Engine, fused kernels.
 """
 
 import contextlib
@@ -20,8 +22,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-# Megatron-LM reads these when it starts. Compiled functions would bypass the function mode below, and Megatron Core insists on
-# one connection as soon as sequence parallelism is on (`megatron/training/arguments.py`, `validate_args`).
+# Megatron-LM reads these when it starts. Compiled functions would bypass the function mode below, and Megatron Core
+# insists on one connection as soon as sequence parallelism is on (`megatron/training/arguments.py`, `validate_args`).
 ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 _CPU = torch.device("cpu")
@@ -158,7 +160,8 @@ def _answers() -> dict[str, Any]:
         "memory_stats": lambda *args, **kwargs: _NoFigures(),
         "stream": lambda *args, **kwargs: _context(),
         "device": lambda *args, **kwargs: _context(),
-        # One generator for both devices, as there is one device: Megatron-LM saves and forks the "CUDA" state for dropout.
+        # One generator for both devices, as there is one device: Megatron-LM saves and forks the "CUDA" state for
+        # dropout.
         "manual_seed": lambda seed: torch.default_generator.manual_seed(seed) and None,
         "manual_seed_all": lambda seed: torch.default_generator.manual_seed(seed) and None,
         "get_rng_state": lambda *args, **kwargs: torch.default_generator.get_state(),
@@ -202,7 +205,7 @@ def install() -> None:
 
 
 def _skip_compilation_of_helpers() -> None:
-    """Use the data set helpers that the wheel of megatron-core has compiled; Megatron-LM would call `make` for them."""
+    """Use the data set helpers that come compiled in the wheel of megatron-core; Megatron-LM would call `make`."""
     import megatron.core.datasets.utils as dataset_utils
 
     dataset_utils.compile_helpers = _answer(None)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tune a GPT model on conversations with Megatron-LM's own training loop.
 
-The flags are Megatron-LM's own (`megatron.training`'s parser), with one more: `--record DIR` keeps each iteration's loss and
-the very batches that the model saw, so that another implementation can be asked for the loss on the same tokens.
-`pretrain_gpt.py`, Megatron-LM's entry point, is not in the wheel of megatron-core; this one stands in its place. It uses
-Megatron-LM's parser, data set class (`SFTDataset`), model class, optimizer, checkpoint code and loop as they come.
-`train.py` runs it.
+The flags are Megatron-LM's own (`megatron.training`'s parser), with one more: `--record DIR` keeps each iteration's
+loss and the very batches that the model saw, so that another implementation can be asked for the loss on the same
+tokens. `pretrain_gpt.py`, Megatron-LM's entry point, is not in the wheel of megatron-core; this one stands in its
+place. It uses Megatron-LM's parser, data set class (`SFTDataset`), model class, optimizer, checkpoint code and loop as
+they come. `train.py` runs it.
 """
 
 import argparse
@@ -65,8 +65,8 @@ def provide_model(
         rotary_percent=args.rotary_percent,
         rotary_base=args.rotary_base,
         rope_scaling=args.use_rope_scaling,
-        # Megatron-LM's own builder drops this flag (core 0.19.2, `megatron/training/argument_utils.py`, `gpt_config_from_args`)
-        # and trains every model with Llama 3.1's factor, 8; Llama 3.2 has 32.
+        # Megatron-LM's own builder drops this flag (core 0.19.2, `megatron/training/argument_utils.py`,
+        # `gpt_config_from_args`) and trains every model with Llama 3.1's factor, 8; Llama 3.2 has 32.
         rope_scaling_factor=args.rope_scaling_factor,
         vp_stage=vp_stage,
         **groups,
@@ -76,8 +76,8 @@ def provide_model(
 def provide_datasets(samples: list[int], vp_stage: int | None = None) -> Any:
     """Build the train, validation and test sets: one conversation a sequence, loss on what the assistant says.
 
-    Every rank reads the conversations itself, so nothing needs to be broadcast: the ranks of one data-parallel group draw the
-    same samples.
+    Every rank reads the conversations itself, so nothing needs to be broadcast: the ranks of one data-parallel group
+    draw the same samples.
     """
     args = get_args()
     config = GPTDatasetConfig(
@@ -105,8 +105,9 @@ def _split_paths(args: Any) -> tuple[list[str] | None, ...]:
 class Recorder:
     """Writes what the loop saw and what it got to a folder.
 
-    `losses.jsonl` has one object a line: `{"split": "train", "iteration": 1, "loss": 5.97…}`. `batches/` has one file a
-    micro-batch and data-parallel rank, with `tokens`, `labels` (int64) and `loss_mask` (float32), each `[batch, sequence]`.
+    `losses.jsonl` has one object a line: `{"split": "train", "iteration": 1, "loss": 5.97…}`. `batches/` has one file
+    a micro-batch and data-parallel rank, with `tokens`, `labels` (int64) and `loss_mask` (float32), each `[batch,
+    sequence]`.
     """
 
     def __init__(self, folder: str | None) -> None:
@@ -145,7 +146,7 @@ def _writes() -> bool:
 
 
 def observe(function: Callable, watch: Callable[[inspect.BoundArguments, Any], None]) -> Callable:
-    """Wrap a function of Megatron-LM's loop so that `watch` sees its arguments and its result; nothing else changes."""
+    """Wrap a function of Megatron-LM's loop so that `watch` sees its arguments and result; nothing else changes."""
     signature = inspect.signature(function)
 
     @wraps(function)
@@ -179,7 +180,8 @@ def masked_loss(loss_mask: torch.Tensor, output: torch.Tensor) -> tuple[torch.Te
     """Sum the loss over the tokens of the assistant.
 
     Returns:
-        The sum, the number of tokens (int32), and both under "lm loss" for Megatron-LM to reduce over ranks and micro-batches.
+        The sum, the number of tokens (int32), and both under "lm loss" for Megatron-LM to reduce over ranks and
+        micro-batches.
     """
     mask = loss_mask.reshape(-1).float()
     total = (output.reshape(-1).float() * mask).sum()

@@ -154,7 +154,11 @@ def make_model(folder: Path, family: str = "llama-3", dtype: torch.dtype = torch
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _disturb(model)
-    model.to(dtype).save_pretrained(folder)
+    model.to(dtype)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.data = buffer.data.float()  # as DeepSeek stores it, whatever the weights are in
+    model.save_pretrained(folder)
     return folder
 
 
@@ -185,9 +189,9 @@ LLAMA_3_8B_WIDTH = {
 
 
 def make_wide_model(folder: Path) -> Path:
-    """Write a checkpoint with Llama-3-8B's width and vocabulary and 2 of its 32 layers: bf16, 3 GB, four shards and an index.
+    """Write a checkpoint with Llama-3-8B's width and vocabulary and 2 of its 32 layers: bf16, 3 GB, 4 shards, index.
 
-    The tensors are drawn and written one shard at a time, so that the peak of memory is one shard, not the model.
+    The tensors are drawn and written one shard at a time, so that the peak of memory is one shard, 2.8 GB at most.
     The tokenizer is small; the vocabulary's size in the configuration is the true one.
     """
     tokenizer = train_tokenizer(folder, VOCAB_SIZE)
@@ -223,7 +227,7 @@ def _split(names: list[str], shards: int) -> list[list[str]]:
 
 
 def _draw(shape: torch.Size, noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Fill a tensor from one piece of noise of prime length, so that no two rows are the same; to draw anew takes a minute."""
+    """Fill a tensor from one piece of noise of prime length: no two rows are the same. To draw anew takes a minute."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=noise.dtype)
     start = int(torch.randint(len(noise), (1,), generator=generator))

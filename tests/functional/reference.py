@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The other opinion: Hugging Face's loss on the batch that Megatron-LM saw."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,8 +16,8 @@ def hf_loss(model: Path | str, batches: Iterable[dict[str, torch.Tensor]]) -> fl
 
     Args:
         model: A Hugging Face checkpoint.
-        batches: Micro-batches with `tokens` and `labels` (int64) and `loss_mask` (float32), each `[batch, sequence]`, the
-            labels already shifted. Padding is at the end, where a causal model's earlier tokens don't see it.
+        batches: Micro-batches with `tokens` and `labels` (int64) and `loss_mask` (float32), each `[batch, sequence]`,
+            the labels already shifted. Padding is at the end, where a causal model's earlier tokens don't see it.
 
     Returns:
         The sum of the losses over the sum of the masks, as Megatron-LM reduces it over micro-batches and ranks.
@@ -44,6 +45,12 @@ class Tensors(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         with safe_open(self._shards[name], "pt") as shard:
             return shard.get_tensor(name)
+
+    def sizes(self) -> Iterator[int]:
+        """Give the number of values in each tensor, from the headers alone."""
+        for name, path in self._shards.items():
+            with safe_open(path, "pt") as shard:
+                yield math.prod(shard.get_slice(name).get_shape())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shards)

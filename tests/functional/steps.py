@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a run, each a process of its own with its log: what fails says which step, with what command, and where to read on.
+"""The steps of a run, each a process of its own with its log: a failure names the step, the command and the log.
 
-A step that trains is Megatron-LM's loop (`train.py`) with flags from here; conversion is called where it is needed, as a user would.
+A step that trains is Megatron-LM's loop (`train.py`) with flags from here; conversion is called where it is needed, as
+a user would.
 """
 
 import json
@@ -27,7 +28,8 @@ TRACKER = (
 )
 TIME_LIMIT_S = 600
 
-# What is trained on, and how, whatever the platform. Conversations are drawn in order, so that every run sees the same.
+# What is trained on, and how, whatever the platform. Conversations are drawn in order, so that every run sees the
+# same.
 TRAINING_FLAGS = (
     "--seq-length=128",
     "--micro-batch-size=2",
@@ -46,8 +48,8 @@ TRAINING_FLAGS = (
     "--tokenizer-type=HuggingFaceTokenizer",
 )
 
-# No Transformer Engine, no Apex and no CUDA kernels on a CPU. float32 and no clipping because Megatron-LM's optimizer asks for
-# `torch.cuda.FloatTensor` by name where it casts or clips.
+# No Transformer Engine, no Apex and no CUDA kernels on a CPU. float32 and no clipping because Megatron-LM's optimizer
+# asks for `torch.cuda.FloatTensor` by name where it casts or clips.
 CPU_FLAGS = (
     "--distributed-backend=gloo",
     "--transformer-impl=local",
@@ -88,8 +90,8 @@ class Step:
             limit_s: Seconds until the step is stopped.
 
         Raises:
-            StepFailed: the exit code is not 0, or the time is over; says which step, the last error in its log, the command
-                that runs it alone, and the path of the log.
+            StepFailed: the exit code is not 0, or the time is over; says which step, the last error in its log, the
+                command that runs it alone, and the path of the log.
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
@@ -125,7 +127,8 @@ class Step:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    # The group and not the process: torchrun's workers and the checkpoint writer's processes outlive their parent otherwise.
+    # The group and not the process: torchrun's workers and the checkpoint writer's processes outlive their parent
+    # otherwise.
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -143,8 +146,8 @@ def last_error(log: Path) -> str:
 def environment() -> dict[str, str]:
     """Make the environment of a step: one thread a rank, no model hub, warnings off, and bytecode kept.
 
-    Without bytecode (`PYTHONDONTWRITEBYTECODE`, which container images like to set) every process spends seven seconds compiling
-    torch's and transformers' modules anew.
+    Without bytecode (`PYTHONDONTWRITEBYTECODE`, which container images like to set) every process spends seven seconds
+    compiling torch's and transformers' modules anew.
     """
     given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {
@@ -195,7 +198,7 @@ class Chats:
 
 
 class Training:
-    """What Megatron-LM's loop did in one step: its losses, batches and log, read from the folder that it recorded to."""
+    """What Megatron-LM's loop did in one step: losses, batches and log, read from the folder that it recorded to."""
 
     def __init__(self, folder: Path, checkpoint: Path) -> None:
         self.folder = folder
@@ -204,9 +207,15 @@ class Training:
 
     def losses(self, split: str = "train") -> dict[int, float]:
         """Read the loss of each iteration, in full precision."""
+        return {record["iteration"]: record["loss"] for record in self._records(split)}
+
+    def times(self, split: str = "train") -> dict[int, float]:
+        """Read when each iteration was done, in seconds since the epoch."""
+        return {record["iteration"]: record["time"] for record in self._records(split)}
+
+    def _records(self, split: str) -> list[dict[str, Any]]:
         lines = (self.folder / "losses.jsonl").read_text().splitlines()
-        records = (json.loads(line) for line in lines)
-        return {record["iteration"]: record["loss"] for record in records if record["split"] == split}
+        return [record for record in map(json.loads, lines) if record["split"] == split]
 
     def batches(self, iteration: int, split: str = "train") -> list[dict[str, torch.Tensor]]:
         """Load every micro-batch of one iteration, from all data-parallel ranks."""
@@ -259,7 +268,7 @@ def train(
 
 
 def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True) -> list[str]:
-    """Ask Bridge which of Megatron-LM's flags describe a checkpoint's model, and leave out the one that a CPU can't honour.
+    """Ask Bridge which of Megatron-LM's flags describe a checkpoint's model, without those that a CPU can't honour.
 
     Args:
         checkpoint: Root of a checkpoint with Megatron-LM args.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each family of models goes to Megatron's form and back, bit for bit, on a host without CUDA, however Bridge is called."""
+"""Each family of models goes to Megatron's form and back, bit for bit, without CUDA, however Bridge is called."""
 
 import subprocess
 import sys
@@ -72,9 +72,20 @@ def test_out_and_back(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     assert differences(Tensors(source), Tensors(tmp_path / "back")) == []
 
 
-@pytest.mark.parametrize("family", [name for name in models.FAMILIES if name != "llama-3"])
+# Megatron Core 0.19's local attention has no argument for the head sizes of latent attention, which MLASelfAttention
+# passes.
+NEEDS_TRANSFORMER_ENGINE = pytest.mark.xfail(raises=steps.StepFailed, strict=True, reason="needs Transformer Engine")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *(name for name in models.FAMILIES if name not in ("llama-3", "deepseek-v3")),
+        pytest.param("deepseek-v3", marks=NEEDS_TRANSFORMER_ENGINE),
+    ],
+)
 def test_megatron_lm_takes_and_gives_back(tmp_path: Path, chats: steps.Chats, family: str) -> None:
-    """Megatron-LM builds the model from the checkpoint, has Hugging Face's loss, and saves what comes back bit for bit.
+    """Megatron-LM builds the model from the checkpoint, has Hugging Face's loss, and saves what comes back unchanged.
 
     `test_release_checkpoint.py` has Llama 3, and training.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Megatron-LM judges what `import_ckpt` writes: it loads, trains, saves and resumes, with no flag that asks for leniency.
+"""Megatron-LM judges what `import_ckpt` writes: it loads, trains, saves, resumes, with no flag that asks for leniency.
 
 Hugging Face's model is the second judge: of the first loss, and of what comes back after training.
 """
@@ -142,7 +142,7 @@ def test_untrained_weights_come_back_bit_for_bit(workplace: Path, imported: Path
 
 
 def test_trained_weights_come_back_as_the_same_model(fine_tuned: Path, second_half: steps.Training) -> None:
-    """Hugging Face's loss on conversations that nobody trained on is the one that Megatron-LM gave after its last iteration."""
+    """On conversations that nobody trained on, Hugging Face has the loss that Megatron-LM ended with."""
     held_out = second_half.batches(WHOLE, "valid")
     assert held_out
     assert hf_loss(fine_tuned, held_out) == pytest.approx(second_half.losses("valid")[WHOLE], abs=LOSS_TOLERANCE)
@@ -157,22 +157,19 @@ def unpatched(workplace: Path, llama: Path) -> Path:
 @pytest.mark.parametrize(
     ("asking", "error"),
     [
-        ("all_flags", "KeyError: 'optimizer'"),
+        # With the whole command line it gets as far as the weights, and looks for an optimizer beside them.
+        ("all_flags", "KeyError: .*optimizer"),
         ("flags", "AssertionError: either num-layers or encoder-num-layers should be specified"),
     ],
 )
 def test_upstream_s_layout_fails(
     workplace: Path, unpatched: Path, chats: steps.Chats, asking: str, error: str, request: pytest.FixtureRequest
 ) -> None:
-    """The opposite: what upstream writes stops Megatron-LM where it loads the weights, and before that where it loads the args."""
+    """The opposite: Megatron-LM doesn't load what upstream writes."""
     assert steps.payloads(unpatched) == ["iter_0000000"]
     assert steps.tracker(unpatched) == "0"
+    folder = workplace / f"unpatched-{asking}"
     with pytest.raises(steps.StepFailed, match=error):
-        steps.train(
-            "training from upstream's layout",
-            workplace / f"unpatched-{asking}",
-            chats,
-            load=unpatched,
-            iterations=1,
-            flags=request.getfixturevalue(asking),
-        )
+        flags = request.getfixturevalue(asking)
+        steps.train("training from upstream's layout", folder, chats, load=unpatched, iterations=1, flags=flags)
+    assert not (folder / "losses.jsonl").exists()

@@ -3,9 +3,9 @@
 
     python tests/functional/train.py --use-checkpoint-args --load CHECKPOINT --save OUT --record OUT/record …
 
-Everything is imported under the main guard: Megatron Core's checkpoint writer starts a process that imports this file again
-(`megatron/core/dist_checkpointing/strategies/filesystem_async.py`, `get_write_results_queue`, core 0.19.2), and torch and
-Megatron-LM in there would add eight seconds to every save.
+Everything is imported under the main guard: Megatron Core's checkpoint writer starts a process that imports this file
+again (`megatron/core/dist_checkpointing/strategies/filesystem_async.py`, `get_write_results_queue`, core 0.19.2), and
+torch and Megatron-LM in there would add eight seconds to every save.
 """
 
 if __name__ == "__main__":
