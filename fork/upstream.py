@@ -94,23 +94,35 @@ def _pip_download(upstream: Upstream, folder: Path) -> Path:
     # A hash here lets pip choose, among files of this version on several indexes, the one that is meant.
     requirements = folder / "requirements.txt"
     requirements.write_text(f"megatron-bridge=={upstream.version} --hash=sha256:{upstream.sha256}\n")
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "-vv",
+        "download",
+        "--no-deps",
+    ]
     command += ["--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder), "-r", str(requirements)]
     # A pip that builds this project tells the pips that it starts about its own build; this one is none of them.
     environment = {name: value for name, value in os.environ.items() if name != "PIP_BUILD_TRACKER"}
+    print(f"downloading {upstream.wheel}", file=sys.stderr)
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return folder / upstream.wheel
-    got = re.search(r"Got\s+([0-9a-f]{64})", done.stdout + done.stderr)
+    said = done.stdout + done.stderr
     remedy = f"--upstream-wheel PATH (or MEGATRON_BRIDGE_UPSTREAM_WHEEL) with {upstream.wheel}"
+    got = re.search(r"Got\s+([0-9a-f]{64})", said)
     if got:
         raise UpstreamError(
             f"the index has megatron-bridge {upstream.version} with sha256 {got[1]}, expected {upstream.sha256}; "
             f"let pip use PyPI or a true mirror of it, or give {remedy}"
         )
-    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    cause = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "pip said nothing")
+    # That a host was not reached tells more than pip's last line, that there is no matching distribution.
+    causes = re.findall(r"Could not fetch URL (.*?)(?: - skipping)?$", said, re.MULTILINE)
+    causes += re.findall(r"^\s*ERROR: (.*)", said, re.MULTILINE)[-1:] or said.splitlines()[-1:] or ["nothing"]
     raise UpstreamError(
-        f"can't download megatron-bridge {upstream.version}: pip says {cause.removeprefix('ERROR: ')!r}; "
+        f"can't download megatron-bridge {upstream.version}: pip says {causes[0].strip()!r}; "
         f"check the network and pip's index, or give {remedy}"
     )

@@ -48,6 +48,14 @@ def test_no_network_says_how_to_do_without(upstream: Upstream):
     assert "\n" not in str(error.value)
 
 
+def test_no_network_says_what_was_not_reached(upstream: Upstream, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(UpstreamError, match=r"pip says '?http://127.0.0.1:9/simple/megatron-bridge/: connection error"):
+        obtain(replace(upstream, version="9.9.9"))
+
+
 def test_index_with_another_file_is_refused(upstream: Upstream, tmp_path: Path):
     pinned = "0" * 64
     with pytest.raises(UpstreamError) as error:
