@@ -41,8 +41,11 @@ def build(session: nox.Session) -> None:
     session.install(*_group("fork"))
     given, _ = _arguments(session)
     option = [f"--upstream-wheel={given}"] if given else []
-    built[:] = [Path(session.run("python", "-m", "fork", "build", *option, silent=True, stderr=None).strip())]
-    session.log(f"wrote {built[0]}")
+    # Part of the installation, for the sessions that install what this prints.
+    printed = session.run_install("python", "-m", "fork", "build", *option, silent=True, stderr=None)
+    if printed:
+        built[:] = [Path(printed.strip())]
+        session.log(f"wrote {built[0]}")
 
 
 @nox.session(python=PYTHON, requires=["build"])
@@ -86,7 +89,9 @@ def _pytest(session: nox.Session, folder: str) -> None:
 
 
 def _install_patched(session: nox.Session) -> None:
-    """Installs the wheel and what the tests need, unless the environment has just these."""
+    """Installs the wheel and what the tests need, unless the environment has just these or `nox -R` says not to."""
+    if not built:
+        return
     wheel = str(built[0])
     wanted = [*_group("unit"), *_group("functional")]
     stamp = Path(session.virtualenv.location, "installed.txt")

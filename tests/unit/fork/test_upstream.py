@@ -52,7 +52,7 @@ def test_no_network_says_what_was_not_reached(upstream: Upstream, monkeypatch: p
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    with pytest.raises(UpstreamError, match=r"pip says '?http://127.0.0.1:9/simple/megatron-bridge/: connection error"):
+    with pytest.raises(UpstreamError, match=r"http://127.0.0.1:9/simple/megatron-bridge/: connection error"):
         obtain(replace(upstream, version="9.9.9"))
 
 
