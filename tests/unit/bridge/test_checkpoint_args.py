@@ -148,3 +148,14 @@ def test_an_activation_without_a_flag_is_reported(caplog):
     with caplog.at_level(logging.WARNING):
         megatron_lm_args(provider)
     assert "no flag for the activation gated" in caplog.text
+
+
+def test_a_rope_scaling_factor_that_megatron_lm_drops_is_reported(caplog):
+    config = hf_config("llama-3.1")
+    provider = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
+    with caplog.at_level(logging.WARNING):
+        megatron_lm_flags(megatron_lm_args(provider))
+        assert "drops --rope-scaling-factor" not in caplog.text
+        provider.rope_scaling_factor = 32.0
+        assert "32.0" in megatron_lm_flags(megatron_lm_args(provider))
+    assert "drops --rope-scaling-factor 32.0" in caplog.text

@@ -218,6 +218,9 @@ _SPREAD = {"moe_router_load_balancing_type", "moe_aux_loss_coeff"}
 # Fields that Megatron-LM has no flag for, with the value that it uses (MLATransformerConfig, core 0.19).
 _WITHOUT_FLAG = {"original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
 
+# GPTModel's default, which gpt_builders.py and gpt_config_from_args of core 0.19 leave as it is.
+_BUILT_ROPE_SCALING_FACTOR = 8.0
+
 
 def megatron_lm_args(model_config: Any) -> Namespace:
     """Return the ``args`` that Megatron-LM expects in a checkpoint of this model.
@@ -297,6 +300,13 @@ def megatron_lm_flags(args: Namespace, *, use_checkpoint_args: bool = False) -> 
         for name, fixed in _WITHOUT_FLAG.items():
             if getattr(args, name, fixed) != fixed:
                 logger.warning("Megatron-LM has no flag for %s=%s and uses %s", name, getattr(args, name), fixed)
+    if getattr(args, "use_rope_scaling", False) and args.rope_scaling_factor != _BUILT_ROPE_SCALING_FACTOR:
+        logger.warning(
+            "pretrain_gpt.py of Megatron-LM up to core 0.19 builds RoPE scaling with factor %s and drops "
+            "--rope-scaling-factor %s: pass rope_scaling_factor to GPTModel in its gpt_builders.py",
+            _BUILT_ROPE_SCALING_FACTOR,
+            args.rope_scaling_factor,
+        )
     precision = next((flag for flag in ("fp16", "bf16") if getattr(args, flag, False)), None)
     return [*words, f"--{precision}"] if precision else words
 
