@@ -83,7 +83,9 @@ def _arguments(session: nox.Session) -> tuple[str | None, list[str]]:
 
 def _pytest(session: nox.Session, folder: str) -> None:
     """Runs the tests of `folder`, or those at the paths that the user names."""
-    _, rest = _arguments(session)
+    given, rest = _arguments(session)
+    if given:
+        session.env["MEGATRON_BRIDGE_UPSTREAM_WHEEL"] = given
     named = any(Path(argument.partition("::")[0]).exists() for argument in rest)
     session.run("pytest", *([] if named else [folder]), *rest)
 
