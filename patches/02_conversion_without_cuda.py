@@ -32,6 +32,11 @@ CALL_SET_DEVICE = m.Call(
 )
 
 
+def raising(text: str) -> m.MatchIfTrue:
+    """A raise statement whose message holds `text`."""
+    return m.MatchIfTrue(lambda node: isinstance(node, cst.Raise) and text in cst.Module([]).code_for_node(node))
+
+
 def decorate(function: str, decorator: str) -> Edit:
     """Adds `decorator` below the decorators that the method or function `function` has."""
     name = function.rpartition(".")[2]
@@ -173,7 +178,27 @@ Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
             "models/conversion/auto_bridge.py",
             [
                 ACCELERATOR,
+                add_import("from megatron.bridge.utils import host_modules"),
                 decorate("AutoBridge.import_ckpt", "accelerator.with_process_group"),
+                decorate("AutoBridge.to_megatron_model", "host_modules.explain_missing"),
+                decorate("AutoBridge.load_megatron_model", "host_modules.explain_missing"),
+                # One line each: what was found, what was expected, what to do.
+                replace(
+                    "AutoBridge._validate_config",
+                    raising("Model architecture not supported by AutoBridge"),
+                    """raise ValueError(
+    f"{path} has the architecture {architectures}, which Megatron Bridge can't read: expected one that ends in "
+    f"{SUPPORTED_HF_ARCHITECTURES_DISPLAY}"
+)""",
+                ),
+                replace(
+                    "AutoBridge._validate_config",
+                    raising("is not yet supported"),
+                    """raise ValueError(
+    f"{path} has the architecture {architecture}, which is not yet supported: Megatron Bridge has no bridge for it, "
+    f"AutoBridge.list_supported_models() names the {len(supported_models)} that it has"
+) from None""",
+                ),
                 wrap(
                     "AutoBridge.export_ckpt",
                     call("temporary_distributed_context"),

@@ -11,10 +11,11 @@ of this.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from unittest import mock
 
 import torch
@@ -26,6 +27,14 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron.bridge.utils import accelerator
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# How an error looks whose cause is a package or a device that is not there. Megatron Core puts None in the place of what
+# it could not import.
+_LACKING = re.compile(r"No module named|not installed|[Pp]lease install|'NoneType' object|\bTE\b|CUDA|NVIDIA driver")
 
 
 @contextmanager
@@ -77,3 +86,36 @@ def _without_head_sizes(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+def explain_missing(convert: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Makes a method of `AutoBridge` say that this host can't convert the model, where that is why it fails.
+
+    Raises:
+        RuntimeError: the model needs what this host does not have; the error that says so is its cause.
+    """
+
+    @wraps(convert)
+    def wrapper(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return convert(self, *args, **kwargs)
+        except Exception as error:
+            missing = _missing_here()
+            if not missing or not (isinstance(error, ImportError) or _LACKING.search(str(error))):
+                raise
+            architecture = self._causal_lm_architecture
+            raise RuntimeError(
+                f"{getattr(architecture, '__name__', architecture)} can't be converted on this host, which has no "
+                f"{' and no '.join(missing)} ({_first_line(error)}): convert it on a host that has"
+            ) from error
+
+    return wrapper
+
+
+def _missing_here() -> list[str]:
+    present = {"Transformer Engine": HAVE_TE, "accelerator": accelerator.is_available()}
+    return [name for name, is_present in present.items() if not is_present]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
