@@ -2,8 +2,9 @@
 """The vocabulary in which a change to upstream's source is written.
 
 A `Change` lists, for each file of upstream, the edits that it takes. An edit names its place by structure: a scope
-(the X another number of times than `count`, and it recognises its own result, so a second application
-changes nothing.
+(the qualified name of a class or function, "" for the whole file) and a node at any depth in it. It fails when the
+place is missing or is there another number of times than `count`, and it recognises its own result, so a second
+application changes nothing.
 
 Nodes are `libcst.matchers`; `call`, `assign`, `imports`, `define`, `returns`, `ifs` and `expression` make the usual
 ones.
@@ -28,11 +29,13 @@ class Edit:
         name: what the edit does and where, for messages.
         apply: takes the parsed file and returns the edited one; raises `EditError`.
         releases: specifier of the upstream releases that need the edit; empty for all.
+        shared: another change may have made the same edit before.
     """
 
     name: str
     apply: Callable[[cst.Module], cst.Module]
     releases: str = ""
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,27 @@ class File:
     path: str
     edits: Sequence[Edit]
 
-    def apply(self, source: str, release: str) -> str:
-        """Returns `source` with the edits that `release` needs; raises `EditError`."""
+    def apply(self, source: str, release: str, *, pristine: bool = False) -> str:
+        """Returns `source` with the edits that `release` needs.
+
+        Args:
+            source: the file.
+            release: the version of upstream.
+            pristine: the file is as upstream released it, so an edit whose result is there already is a mistake.
+
+        Raises:
+            EditError: an edit's place is missing or ambiguous.
+        """
         tree = cst.parse_module(source)
         for edit in self.edits:
             if covers(edit.releases, release):
                 try:
-                    tree = edit.apply(tree)
-                except (EditError, cst.CSTValidationError) as error:
-                    raise EditError(f"{self.path}: {edit.name}: {error}") from None
+                    edited = edit.apply(tree)
+                    if pristine and edited is tree and not edit.shared:
+                        raise EditError("expected to change something, found the result there already")
+                except (EditError, cst.CSTValidationError, cst.ParserSyntaxError) as error:
+                    raise EditError(f"{self.path}: {edit.name}: {str(error).splitlines()[0]}") from None
+                tree = edited
         try:
             compile(tree.code, self.path, "exec", dont_inherit=True)
         except SyntaxError as error:
@@ -188,8 +203,11 @@ def pass_argument(scope: str, node: syntax.Matcher, argument: str, *, count: int
         for *_, place in paths:
             if not isinstance(place, cst.Call):
                 raise EditError(f"expected a call, found {type(place).__name__}")
-            table[place] = lambda inner: syntax.with_argument(inner, name, new.deep_clone())
-        return syntax.rewrite(module, table, paths)
+            if not any(
+                arg.keyword and arg.keyword.value == name and syntax.same(arg.value, new.value) for arg in place.args
+            ):
+                table[place] = lambda inner: syntax.with_argument(inner, name, new.deep_clone())
+        return syntax.rewrite(module, table, paths) if table else module
 
     return Edit(f"pass {argument} in {_describe(node, scope)}", apply, releases)
 
@@ -277,7 +295,7 @@ def add_import(statement: str, *, releases: str = "") -> Edit:
                     return syntax.rewrite(module, {line.body[0]: joined}, [(module, line, line.body[0])])
         return syntax.with_import(module, present, new.deep_clone())
 
-    return Edit(f"add {syntax.fold(statement)!r}", apply, releases)
+    return Edit(f"add {syntax.fold(statement)!r}", apply, releases, shared=True)
 
 
 def _describe(node: syntax.Matcher, scope: str) -> str:

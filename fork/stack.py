@@ -65,7 +65,7 @@ def apply(
         changes: the stack, in order.
         root: an unpacked wheel or a checkout of upstream.
         modules: the folder that the changes' new modules are in.
-        pristine: upstream is as it was released, so a new module that is there already is one of upstream's.
+        pristine: upstream is as it was released: what an edit or a new module would add must not be there yet.
 
     Returns:
         The names of the changes that touch each file, edited or new, by its path relative to megatron/bridge.
@@ -82,7 +82,7 @@ def apply(
         for file in change.edits:
             before = sources[file.path] if file.path in sources else _read(package / file.path, change, file.path)
             try:
-                sources[file.path] = file.apply(before, release)
+                sources[file.path] = file.apply(before, release, pristine=pristine)
             except EditError as error:
                 remedy = f"look at megatron-bridge {release} and adjust the edit in patches/"
                 raise EditError(f"change {change.name}: {error}; {remedy}") from None

@@ -511,6 +511,19 @@ def test_result_that_is_not_python_is_refused():
         apply("x = 1", insert_after("", assign("x"), "return x"))
     with pytest.raises(EditError, match=r"file.py: add parameter b to f: .* without defaults"):
         apply("def f(a=1): pass", add_parameter("f", "b"))
+    with pytest.raises(EditError, match=r"file.py: replace call of g: "):
+        apply("g()", replace("", call("g"), "h("))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_result_that_upstream_has_already_is_refused(name: str):
+    edits, _, after = CASES[name]
+    file = File("file.py", edits)
+    if all(edit.shared for edit in edits):
+        assert file.apply(textwrap.dedent(after), "1.0", pristine=True) == textwrap.dedent(after)
+    else:
+        with pytest.raises(EditError, match="expected to change something, found the result there already"):
+            file.apply(textwrap.dedent(after), "1.0", pristine=True)
 
 
 def test_wrap_needs_a_hole():
