@@ -52,24 +52,34 @@ def build(
     Raises:
         ForkError: upstream's wheel can't be had, or an edit doesn't find its place.
     """
-    source = obtain(upstream, given)
-    changes = stack.load() if changes is None else changes
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch, "wheel")
-        with zipfile.ZipFile(source) as wheel:
-            wheel.extractall(root)
-            made = max(entry.date_time for entry in wheel.infolist())
-        touched = stack.apply(changes, root, modules, pristine=True)
-        _mark(root, changes, touched, upstream)
-        info = root / f"megatron_bridge-{version(upstream)}.dist-info"
-        (root / f"megatron_bridge-{upstream.version}.dist-info").rename(info)
-        (info / "RECORD").unlink()
-        _write_notice(info / "licenses" / "NOTICE", changes, touched, upstream)
-        _edit_metadata(info / "METADATA", changes, upstream)
-        _edit_generator(info / "WHEEL")
-        packed = Path(scratch, f"megatron_bridge-{version(upstream)}-py3-none-any.whl")
-        _pack(root, packed, made)
-        return _publish(packed, folder)
+    target = folder / f"megatron_bridge-{version(upstream)}-py3-none-any.whl"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            packed = Path(scratch, target.name)
+            _make(packed, upstream, obtain(upstream, given), stack.load() if changes is None else changes, modules)
+            return _publish(packed, folder)
+    except ForkError:
+        # A wheel of an earlier build has the same name and would be taken for this one.
+        if target.is_file():
+            target.unlink()
+        raise
+
+
+def _make(target: Path, upstream: Upstream, source: Path, changes: Sequence[Change], modules: Path) -> None:
+    """Makes the patched wheel `target` from upstream's wheel `source`."""
+    root = target.parent / "wheel"
+    with zipfile.ZipFile(source) as wheel:
+        wheel.extractall(root)
+        made = max(entry.date_time for entry in wheel.infolist())
+    touched = stack.apply(changes, root, modules, pristine=True)
+    _mark(root, changes, touched, upstream)
+    info = root / f"megatron_bridge-{version(upstream)}.dist-info"
+    (root / f"megatron_bridge-{upstream.version}.dist-info").rename(info)
+    (info / "RECORD").unlink()
+    _write_notice(info / "licenses" / "NOTICE", changes, touched, upstream)
+    _edit_metadata(info / "METADATA", changes, upstream)
+    _edit_generator(info / "WHEEL")
+    _pack(root, target, made)
 
 
 def _mark(root: Path, changes: Sequence[Change], touched: dict[str, list[str]], upstream: Upstream) -> None:
@@ -79,13 +89,13 @@ def _mark(root: Path, changes: Sequence[Change], touched: dict[str, list[str]], 
     for path, names in touched.items():
         if path not in new:
             line = f"# Modified from megatron-bridge {upstream.version} (changes: {', '.join(names)}); see NOTICE.\n"
-            (package / path).write_text(line + (package / path).read_text())
+            (package / path).write_text(line + (package / path).read_text("utf-8"), "utf-8")
 
 
 def _write_notice(path: Path, changes: Sequence[Change], touched: dict[str, list[str]], upstream: Upstream) -> None:
     """Says which files are modified or new, and by which change."""
     new = {module for change in changes for module in change.modules}
-    lines = [(stack.REPOSITORY / "NOTICE").read_text()]
+    lines = [(stack.REPOSITORY / "NOTICE").read_text("utf-8")]
     lines += [f"This wheel is megatron-bridge {upstream.version} with the following changes.", ""]
     for change in changes:
         lines += [f"{change.name}: {' '.join(change.why.split())}"]
@@ -96,12 +106,12 @@ def _write_notice(path: Path, changes: Sequence[Change], touched: dict[str, list
             lines += ["    modified METADATA (requirements)"]
         lines += [""]
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), "utf-8")
 
 
 def _edit_metadata(path: Path, changes: Sequence[Change], upstream: Upstream) -> None:
     """Rewrites the version, the requirements and the licence files in METADATA; the rest stays as upstream has it."""
-    header, blank, description = path.read_text().partition("\n\n")
+    header, blank, description = path.read_text("utf-8").partition("\n\n")
     asked, extras, kept = [], [], []
     for line in header.split("\n"):
         name, _, value = line.partition(": ")
@@ -118,13 +128,13 @@ def _edit_metadata(path: Path, changes: Sequence[Change], upstream: Upstream) ->
     kept += [f"Requires-Dist: {each}" for each in asked]
     text = "\n".join(kept) + blank + description
     Metadata.from_email(text)
-    path.write_text(text)
+    path.write_text(text, "utf-8")
 
 
 def _edit_generator(path: Path) -> None:
-    lines = path.read_text().splitlines()
+    lines = path.read_text("utf-8").splitlines()
     lines = ["Generator: fork.backend" if line.startswith("Generator: ") else line for line in lines]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def _pack(root: Path, target: Path, made: tuple[int, ...]) -> None:

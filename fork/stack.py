@@ -50,7 +50,7 @@ def find_package(root: Path) -> Path:
 def read_release(package: Path) -> str:
     """Returns the version that upstream's package_info.py states, without importing it."""
     values = {}
-    for node in ast.parse((package / "package_info.py").read_text()).body:
+    for node in ast.parse((package / "package_info.py").read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             values[node.targets[0].id] = node.value.value
     return f"{values['MAJOR']}.{values['MINOR']}.{values['PATCH']}{values['PRE_RELEASE']}"
@@ -93,7 +93,7 @@ def apply(
             touched.setdefault(module, []).append(change.name)
     for path in touched:
         if path in sources:
-            (package / path).write_text(sources[path])
+            (package / path).write_text(sources[path], "utf-8")
         else:
             (package / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(modules / path, package / path)
@@ -104,7 +104,7 @@ def _read(path: Path, change: Change, name: str) -> str:
     if not path.is_file():
         found = f"expected the file {name} in upstream, found none"
         raise EditError(f"change {change.name}: {found}; adjust the path in patches/")
-    return path.read_text()
+    return path.read_text("utf-8")
 
 
 def _check_module(change: Change, source: Path, target: Path, pristine: bool) -> None:
