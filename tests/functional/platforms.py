@@ -3,10 +3,12 @@
 
     python tests/functional/platforms.py           # what this machine has, as JSON
     python tests/functional/platforms.py cuda      # the same, or one line that says why there is no CUDA here
+    python tests/functional/platforms.py --flags   # the flags of Megatron-LM that follow
 
 A platform is a row of `PLATFORMS`; what a library would have to provide so that a fusion works is a row of `FUSIONS`.
 """
 
+import argparse
 import importlib
 import json
 import os
@@ -269,11 +271,15 @@ def save_from_pageable_memory(writer: Any = None) -> None:
 
 def main() -> None:
     """Print what was found."""
+    parser = argparse.ArgumentParser(description="Say what accelerator this machine has.")
+    parser.add_argument("name", nargs="?", help=f"must be this one: {', '.join(PLATFORMS)}")
+    parser.add_argument("--flags", action="store_true", help="print Megatron-LM's flags alone, in one line")
+    options = parser.parse_args()
     try:
-        host = get(*sys.argv[1:2])
+        host = get(options.name)
     except PlatformError as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(asdict(host) | {"megatron_lm_flags": host.flags()}, indent=2))
+    print(" ".join(host.flags()) if options.flags else json.dumps(asdict(host) | {"flags": host.flags()}, indent=2))
 
 
 if __name__ == "__main__":

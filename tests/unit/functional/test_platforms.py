@@ -205,7 +205,8 @@ def ask(*arguments: str) -> subprocess.CompletedProcess:
 def test_command_line() -> None:
     found = json.loads(ask().stdout)
     assert found["platform"]["name"] == "cpu"
-    assert "--distributed-backend=gloo" in found["megatron_lm_flags"]
+    assert ask("--flags").stdout.split() == ask("cpu", "--flags").stdout.split() == found["flags"]
+    assert "--distributed-backend=gloo" in found["flags"]
     refused = ask("rocm")
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: asked for rocm, found cpu:")
