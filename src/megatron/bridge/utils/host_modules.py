@@ -106,7 +106,7 @@ def explain_missing(convert: Callable[Concatenate[Any, P], T]) -> Callable[Conca
             architecture = self._causal_lm_architecture
             raise RuntimeError(
                 f"{getattr(architecture, '__name__', architecture)} can't be converted on this host, which has no "
-                f"{' and no '.join(missing)} ({_first_line(error)}): convert it on a host that has"
+                f"{' and no '.join(missing)}: {_first_line(error)}; convert it where what it needs is there"
             ) from error
 
     return wrapper
