@@ -73,13 +73,11 @@ LOADING = [
 CONVERSION = [
     add_parameter("AutoBridge.save_megatron_model", "release: bool = False", doc=SAVE_DOC),
     pass_argument("AutoBridge.save_megatron_model", call("save_megatron_model"), "release=release"),
-    insert_first(
-        "AutoBridge.save_megatron_model",
-        "from megatron.bridge.training.release_checkpoint import discarded_on_error\n",
-    ),
     wrap(
         "AutoBridge.save_megatron_model",
         m.Expr(value=m.Call(func=m.Name("save_megatron_model"))),
+        "from megatron.bridge.training.release_checkpoint import discarded_on_error\n"
+        "\n"
         "with discarded_on_error(path):\n    {}",
     ),
     insert_first("AutoBridge.load_megatron_model", IMPORT_RESOLVER),
@@ -93,7 +91,7 @@ CONVERSION = [
     insert_first(
         "AutoBridge.import_ckpt",
         "from megatron.bridge.models.conversion.hf_checkpoint import check_hf_checkpoint, has_tokenizer\n"
-        "from megatron.bridge.training.release_checkpoint import check_release_target, print_megatron_lm_flags\n"
+        "from megatron.bridge.training.release_checkpoint import check_release_target\n"
         "\n"
         "check_hf_checkpoint(hf_model_id)\n"
         "if release:\n"
@@ -106,18 +104,13 @@ CONVERSION = [
         "hf_tokenizer_path=hf_model_id if has_tokenizer(hf_model_id) else None",
     ),
     insert_after(
-        "AutoBridge.import_ckpt",
-        call("bridge.save_megatron_model"),
-        "if release:\n    print_megatron_lm_flags(megatron_path)",
-    ),
-    insert_after(
         "AutoBridge.from_auto_config",
         ifs("not checkpoint_path.exists()"),
-        "checkpoint_path = Path(find_run_config(resolve_checkpoint(checkpoint_path))).parent",
+        "checkpoint_path = Path(run_config_folder(resolve_checkpoint(checkpoint_path)))",
     ),
     insert_first(
         "AutoBridge.from_auto_config",
-        "from megatron.bridge.training.release_checkpoint import find_run_config, resolve_checkpoint\n",
+        "from megatron.bridge.training.release_checkpoint import resolve_checkpoint, run_config_folder\n",
     ),
     insert_first("AutoBridge.export_adapter_ckpt", IMPORT_RESOLVER),
     insert_after(
@@ -128,13 +121,17 @@ CONVERSION = [
 ]
 
 MODEL_LOAD_SAVE = [
-    add_import("from megatron.bridge.training.release_checkpoint import find_run_config, resolve_checkpoint"),
+    add_import("from megatron.bridge.training.release_checkpoint import resolve_checkpoint, run_config_folder"),
     *(
         insert_first(function, "checkpoint_path = resolve_checkpoint(checkpoint_path)")
         for function in ("load_tokenizer", "load_model_config", "build_and_load_model", "load_megatron_model")
     ),
     *(
-        replace(function, call("get_checkpoint_run_config_filename"), "find_run_config(checkpoint_path)")
+        replace(
+            function,
+            m.Call(func=m.Name("get_checkpoint_run_config_filename")),
+            "get_checkpoint_run_config_filename(run_config_folder(checkpoint_path))",
+        )
         for function in ("load_tokenizer", "load_model_config")
     ),
     add_parameter("save_megatron_model", "release: bool = False", doc=SAVE_DOC),
@@ -176,9 +173,9 @@ reader of a checkpoint root finds the payload through one function.
                 insert_first(
                     "get_hf_model_id_from_checkpoint",
                     "# That module imports this one.\n"
-                    "from megatron.bridge.training.release_checkpoint import find_run_config, resolve_checkpoint\n"
+                    "from megatron.bridge.training.release_checkpoint import resolve_checkpoint, run_config_folder\n"
                     "\n"
-                    "path = os.path.dirname(find_run_config(resolve_checkpoint(path)))\n",
+                    "path = run_config_folder(resolve_checkpoint(path))\n",
                 )
             ],
         ),

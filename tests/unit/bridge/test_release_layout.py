@@ -287,11 +287,11 @@ def test_the_train_state_is_trusted_only_where_it_agrees_with_the_tracker(tmp_pa
 def test_an_iteration_of_megatron_lm_borrows_the_run_config_of_the_release_beside_it(tmp_path):
     write_release(tmp_path, "release")
     iteration = write_iteration(tmp_path, 4)
-    assert rc.find_run_config(iteration) == str(iteration / "run_config.yaml")
+    assert rc.run_config_folder(iteration) == str(iteration)
     (tmp_path / "release/run_config.yaml").write_text("{}")
-    assert rc.find_run_config(iteration) == str(tmp_path / "release/run_config.yaml")
+    assert rc.run_config_folder(iteration) == str(tmp_path / "release")
     (iteration / "run_config.yaml").write_text("{}")
-    assert rc.find_run_config(iteration) == str(iteration / "run_config.yaml")
+    assert rc.run_config_folder(iteration) == str(iteration)
 
 
 # --- MultiStorageClient ------------------------------------------------------------------------------------------

@@ -25,11 +25,7 @@ from typing import Any
 import torch
 from megatron.core.msc_utils import MultiStorageClientFeature
 
-from megatron.bridge.training.mlm_compat.checkpoint_args import (
-    megatron_lm_args,
-    megatron_lm_flags,
-    read_megatron_lm_args,
-)
+from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_args, megatron_lm_flags
 from megatron.bridge.training.utils.checkpoint_utils import (
     TRACKER_PREFIX,
     file_exists,
@@ -218,7 +214,9 @@ def prepare_release_state_dict(state_dict: dict[str, Any], cfg: Any) -> dict[str
 
 
 def finalize_release(root: str | os.PathLike, cfg: Any) -> None:
-    """Complete the staged payload with run config and tokenizer, and publish it. Called on rank 0.
+    """Complete the staged payload with run config and tokenizer, publish it, and print how Megatron-LM starts from it.
+
+    Called on rank 0 after every rank has written.
 
     Args:
         root: The root that was given to :func:`stage_release`.
@@ -237,24 +235,14 @@ def finalize_release(root: str | os.PathLike, cfg: Any) -> None:
         save_tokenizer_assets(tokenizer, cfg.tokenizer, payload)
     publish_release(root)
     print_rank_0(f"  successfully saved release checkpoint to {root}")
-
-
-def print_megatron_lm_flags(root: str | os.PathLike) -> None:
-    """Print, on rank 0, the Megatron-LM command lines that start from this checkpoint.
-
-    Args:
-        root: Root of a checkpoint with Megatron-LM args.
-    """
-    if get_rank_safe() != 0:
-        return
-    args = read_megatron_lm_args(root)
+    args = megatron_lm_args(cfg.model)
     short = " ".join(["--load", str(root), *megatron_lm_flags(args, use_checkpoint_args=True)])
     print_rank_0(f"Megatron-LM starts from this checkpoint with: {short}")
     print_rank_0(f"Without --use-checkpoint-args it needs: {' '.join(megatron_lm_flags(args))}")
 
 
-def find_run_config(payload: str | os.PathLike) -> str:
-    """Return the path of the run config that describes a payload folder.
+def run_config_folder(payload: str | os.PathLike) -> str:
+    """Return the folder with the run config that describes a payload.
 
     Megatron-LM writes none. What it saves beside a release checkpoint was trained from it and has the same model.
 
@@ -262,14 +250,14 @@ def find_run_config(payload: str | os.PathLike) -> str:
         payload: Payload folder, a local path or a MultiStorageClient URL.
 
     Returns:
-        The payload's own ``run_config.yaml``, else the one of the release beside it if there is one.
+        The release beside the payload, if that has a ``run_config.yaml`` and the payload has none, else the payload.
     """
-    own = get_checkpoint_run_config_filename(str(payload))
     path = _as_path(payload)
-    if not path.name.startswith("iter_") or not path.is_dir() or file_exists(own):
-        return own
-    beside = get_checkpoint_run_config_filename(str(path.parent / RELEASE))
-    return beside if file_exists(beside) else own
+    if not path.name.startswith("iter_") or not path.is_dir():
+        return str(payload)
+    release = str(path.parent / RELEASE)
+    own, beside = (file_exists(get_checkpoint_run_config_filename(folder)) for folder in (str(payload), release))
+    return release if beside and not own else str(payload)
 
 
 def read_tracker(root: str | os.PathLike) -> tuple[int, bool] | None:
