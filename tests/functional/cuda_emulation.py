@@ -7,12 +7,11 @@ decides what is computed. `install()` answers each question with the CPU's facts
 CPU; the mathematics, the checkpoint code and the collectives (gloo) stay Megatron-LM's and PyTorch's own.
 
 This is a part of the tests. The wheel holds nothing like it, and `install()` refuses to work where a real accelerator
-is.
-What the emulation can't do: bf16 and gradient clipping (Megatron-LM's optimizer asks for `torch.cuda.FloatTensor` by
-name), Transformer Engine, fused kernels.
+is. What it can't give: Transformer Engine, Apex and their fused kernels.
 """
 
 import contextlib
+import copy
 import os
 import types
 from collections.abc import Callable
@@ -93,6 +92,9 @@ class _DeviceToCpu(TorchFunctionMode):
             return args[0]
         if func is torch.Tensor.record_stream:
             return None
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # Megatron-LM's optimizers know float32, float16 and bfloat16 by these names alone.
+            return func(args[0]).replace("torch.", "torch.cuda.", 1)
         if "device" in kwargs:
             kwargs["device"] = _to_cpu(kwargs["device"], index_too=True)
         if kwargs.get("pin_memory"):
@@ -202,6 +204,7 @@ def install() -> None:
     mode.__enter__()
     _installed.append(mode)
     _skip_compilation_of_helpers()
+    _let_norms_be_sequence_parallel()
 
 
 def _skip_compilation_of_helpers() -> None:
@@ -209,3 +212,25 @@ def _skip_compilation_of_helpers() -> None:
     import megatron.core.datasets.utils as dataset_utils
 
     dataset_utils.compile_helpers = _answer(None)
+
+
+def _let_norms_be_sequence_parallel() -> None:
+    """Give PyTorch's norms what Apex's and Transformer Engine's have for sequence parallelism: a mark on their weights.
+
+    Each rank normalizes its part of the sequence, so the weights' gradients have to be summed over the tensor-parallel
+    ranks; Megatron Core does that for marked weights (`megatron/core/distributed/finalize_model_grads.py`, core
+    0.19.2). Its wrapper of PyTorch's norms refuses instead (`megatron/core/transformer/torch_norm.py`).
+    """
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    refusing = WrappedTorchNorm.__new__
+
+    def norm(cls: type, config: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        plain = copy.copy(config)
+        plain.sequence_parallel = False
+        module = refusing(cls, plain, *args, **kwargs)
+        for parameter in module.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+        return module
+
+    WrappedTorchNorm.__new__ = norm

@@ -231,7 +231,7 @@ def show_checkpoint(checkpoint: Path) -> list[str]:
         "padded_vocab_size",
     )
     console.print("args:", ", ".join(f"{name}={args[name]}" for name in shown), f"… {len(args)} in all")
-    return steps.model_flags(checkpoint)
+    return steps.model_flags(checkpoint, in_float32=True)
 
 
 def train(title: str, checkpoint: Path, chats, flags: list[str], out: Path, until: int, plan: int):

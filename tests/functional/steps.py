@@ -140,7 +140,9 @@ def last_error(log: Path) -> str:
     errors = re.findall(
         r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failed)\b.*)$", log.read_text(), re.M
     )
-    return errors[-1] if errors else "no exception in its log"
+    # torchrun adds its own, which says no more than that a rank failed.
+    telling = [error for error in errors if "ChildFailedError" not in error]
+    return telling[-1] if telling else "no exception in its log"
 
 
 def environment() -> dict[str, str]:
@@ -267,8 +269,8 @@ def train(
     return training
 
 
-def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True) -> list[str]:
-    """Ask Bridge which of Megatron-LM's flags describe a checkpoint's model, without those that a CPU can't honour.
+def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True, in_float32: bool = False) -> list[str]:
+    """Ask Bridge which of Megatron-LM's flags describe a checkpoint's model.
 
     Args:
         checkpoint: Root of a checkpoint with Megatron-LM args.
@@ -277,9 +279,10 @@ def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True) -> list[s
     from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_flags, read_megatron_lm_args
 
     flags = megatron_lm_flags(read_megatron_lm_args(checkpoint), use_checkpoint_args=use_checkpoint_args)
-    return [flag for flag in flags if flag not in ("--bf16", "--fp16")]
+    return [flag for flag in flags if not (in_float32 and flag in ("--bf16", "--fp16"))]
 
 
+        in_float32: Leave out the precision: Megatron-LM computes in float32 whatever the weights are stored in.
 def tracker(root: Path) -> str:
     """Read what a checkpoint's tracker says."""
     return (root / TRACKER).read_text()

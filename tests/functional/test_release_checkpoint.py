@@ -7,8 +7,10 @@ Hugging Face's model is the second judge: of the first loss, and of what comes b
 import shutil
 from pathlib import Path
 
+import models
 import pytest
 import steps
+import torch
 from reference import Tensors, differences, hf_loss
 
 from megatron.bridge import AutoBridge
@@ -146,6 +148,26 @@ def test_trained_weights_come_back_as_the_same_model(fine_tuned: Path, second_ha
     held_out = second_half.batches(WHOLE, "valid")
     assert held_out
     assert hf_loss(fine_tuned, held_out) == pytest.approx(second_half.losses("valid")[WHOLE], abs=LOSS_TOLERANCE)
+
+
+def test_bf16_with_the_command_line_that_bridge_gives(workplace: Path, chats: steps.Chats) -> None:
+    """The way of a GPU host: weights in bf16, and Megatron-LM's mixed precision with its float32 copy of them."""
+    source = models.make_model(workplace / "hf" / "bf16", dtype=torch.bfloat16)
+    AutoBridge.import_ckpt(source, workplace / "bf16")
+    flags = steps.model_flags(workplace / "bf16")
+    assert "--bf16" in flags
+    idle = steps.train(
+        "one idle iteration in bf16",
+        workplace / "idle-bf16",
+        chats,
+        load=workplace / "bf16",
+        iterations=1,
+        flags=[*flags, "--lr=0"],
+    )
+    assert idle.losses()[1] == pytest.approx(hf_loss(source, idle.batches(1)), abs=0.02)
+    before = dict(steps.model_tensors(workplace / "bf16" / "release"))
+    assert {tensor.dtype for tensor in before.values()} == {torch.bfloat16}
+    assert differences(before, dict(steps.model_tensors(idle.checkpoint / "iter_0000001"))) == []
 
 
 @pytest.fixture(scope="module")

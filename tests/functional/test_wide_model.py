@@ -38,7 +38,12 @@ def test_megatron_lm_has_hugging_face_s_loss(wide: Path, imported: Path, chats: 
         chats,
         load=imported,
         iterations=1,
-        flags=[*steps.model_flags(imported), "--skip-train", "--global-batch-size=2", "--seq-length=64"],
+        flags=[
+            *steps.model_flags(imported, in_float32=True),
+            "--skip-train",
+            "--global-batch-size=2",
+            "--seq-length=64",
+        ],
     )
     expected = hf_loss(wide, judged.batches(0, "valid"))
     assert judged.losses("valid")[0] == pytest.approx(expected, abs=1e-4)
