@@ -215,7 +215,7 @@ def _skip_compilation_of_helpers() -> None:
 
 
 def _let_norms_be_sequence_parallel() -> None:
-    """Give PyTorch's norms what Apex's and Transformer Engine's have for sequence parallelism: a mark on their weights.
+    """Give PyTorch's norms what other libraries' norms have for sequence parallelism: a mark on their weights.
 
     Each rank normalizes its part of the sequence, so the weights' gradients have to be summed over the tensor-parallel
     ranks; Megatron Core does that for marked weights (`megatron/core/distributed/finalize_model_grads.py`, core

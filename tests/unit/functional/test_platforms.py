@@ -83,7 +83,7 @@ def test_cpu_flags(machine: Machine) -> None:
     assert set(machine.torch(0) and platforms.get().flags()) == {
         "--distributed-backend=gloo",
         "--transformer-impl=local",
-        "--clip-grad=0",
+        "--clip-grad=1",
         "--no-rope-fusion",
         "--no-persist-layer-norm",
         "--no-masked-softmax-fusion",
