@@ -5,6 +5,7 @@ A step that trains is Megatron-LM's loop (`train.py`) with flags from here; conv
 a user would.
 """
 
+import functools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platforms
 import torch
 
 
@@ -48,24 +50,25 @@ TRAINING_FLAGS = (
     "--tokenizer-type=HuggingFaceTokenizer",
 )
 
-# No Transformer Engine, no Apex and no CUDA kernels on a CPU. float32 and no clipping because Megatron-LM's optimizer
-# asks for `torch.cuda.FloatTensor` by name where it casts or clips.
-CPU_FLAGS = (
-    "--distributed-backend=gloo",
-    "--transformer-impl=local",
-    "--clip-grad=0",
-    "--no-rope-fusion",
-    "--no-persist-layer-norm",
-    "--no-masked-softmax-fusion",
-    "--no-bias-gelu-fusion",
-    "--no-bias-swiglu-fusion",
-    "--no-bias-dropout-fusion",
-    "--no-gradient-accumulation-fusion",
-)
+PLATFORM_VARIABLE = "FUNCTIONAL_PLATFORM"  # "cpu", "cuda" or "rocm"; without it, what is found
+
+
+@functools.cache
+def host() -> platforms.Host:
+    """Look, once, at what every step of this process runs on.
+
+    Raises:
+        PlatformError: the platform that `FUNCTIONAL_PLATFORM` names is not here.
+    """
+    return platforms.get(os.environ.get(PLATFORM_VARIABLE))
 
 
 class StepFailed(Exception):
-    """A step ended with an error, or took too long."""
+    """A step ended with an error, or took too long; `log` is the path of its log."""
+
+    def __init__(self, message: str, log: Path) -> None:
+        super().__init__(message)
+        self.log = log
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,10 @@ class Step:
                 timer.cancel()
                 _stop(process)
         if stopped.is_set():
-            raise StepFailed(self._message(f"took more than {limit_s:.0f} s"))
+            raise StepFailed(self._message(f"took more than {limit_s:.0f} s"), self.log)
         if process.returncode:
-            raise StepFailed(self._message(f"ended with code {process.returncode}: {last_error(self.log)}"))
+            what = f"ended with code {process.returncode}: {last_error(self.log)}"
+            raise StepFailed(self._message(what), self.log)
 
     def _message(self, what: str) -> str:
         return f"step “{self.name}” {what}\n  to run it alone: {shlex.join(self.command)}\n  its log: {self.log}"
@@ -158,6 +162,7 @@ def environment() -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
         "TOKENIZERS_PARALLELISM": "false",
         **given,
+        **host().platform.environment,
         "PYTHONUNBUFFERED": "1",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
     }
@@ -235,6 +240,7 @@ def train(
     save: Path | None = None,
     flags: Sequence[str] = (),
     ranks: int = 1,
+    limit_s: float = TIME_LIMIT_S,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> Training:
     """Train with Megatron-LM from a checkpoint.
@@ -248,6 +254,7 @@ def train(
         save: Root to save to at the end; `folder / "checkpoint"` if not given.
         flags: More of Megatron-LM's flags; they go after, and so before, the ones from here.
         ranks: Number of ranks.
+        limit_s: Seconds until it is stopped.
         on_line: Called with each line as it is printed.
 
     Raises:
@@ -260,12 +267,12 @@ def train(
         f"--train-iters={iterations}",
         f"--save={training.checkpoint}",
         *TRAINING_FLAGS,
-        *CPU_FLAGS,
+        *host().flags(),
         *chats.flags(folder / "cache"),
         f"--record={folder}",
         *flags,
     ]
-    Step(name, command, training.log).run(on_line)
+    Step(name, command, training.log).run(on_line, limit_s)
     return training
 
 
@@ -275,6 +282,7 @@ def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True, in_float3
     Args:
         checkpoint: Root of a checkpoint with Megatron-LM args.
         use_checkpoint_args: Only what Megatron-LM doesn't read from there. False gives the whole command line.
+        in_float32: Leave out the precision: Megatron-LM computes in float32 whatever the weights are stored in.
     """
     from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_flags, read_megatron_lm_args
 
@@ -282,7 +290,6 @@ def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True, in_float3
     return [flag for flag in flags if not (in_float32 and flag in ("--bf16", "--fp16"))]
 
 
-        in_float32: Leave out the precision: Megatron-LM computes in float32 whatever the weights are stored in.
 def tracker(root: Path) -> str:
     """Read what a checkpoint's tracker says."""
     return (root / TRACKER).read_text()
