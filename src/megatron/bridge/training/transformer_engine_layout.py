@@ -4,8 +4,8 @@
 Transformer Engine keeps the norm in front of a projection in the projection's module, and every module of it has an
 `_extra_state`. Megatron Core's own layers have neither, and their sharded keys follow Transformer Engine's for dense
 layers only (core 0.19, models/gpt/gpt_layer_specs.py: get_gpt_layer_local_submodules, its sharded_state_dict_keys_map,
-against get_gpt_layer_with_transformer_engine_submodules). `with_transformer_engine_keys` adds what is missing when such a
-model is saved, `match_checkpoint` finds it by the name that the checkpoint has when it is loaded.
+against get_gpt_layer_with_transformer_engine_submodules). `with_transformer_engine_keys` adds what is missing when such
+a model is saved, `match_checkpoint` finds it by the name that the checkpoint has when it is loaded.
 """
 
 import re
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing import ShardedTensor, check_is_distributed_checkpoint
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.extensions.transformer_engine import HAVE_TE
@@ -37,7 +37,8 @@ def _is_plain_attention(has: Layer) -> bool:
     return has("self_attention.linear_qkv.weight")
 
 
-# The norm of Megatron Core's own layer, the projection that holds it in Transformer Engine's, and the layers where it does.
+# The norm of Megatron Core's own layer, the projection that holds it in Transformer Engine's, and the layers where it
+# does.
 _FUSED_NORMS = (
     ("input_layernorm.", "self_attention.linear_qkv.layer_norm_", _is_plain_attention),
     ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_", _is_dense),
@@ -51,8 +52,8 @@ _STANDALONE = re.compile(r"(.*\.)?((\w*(layernorm|norm)\.)(weight|bias)|core_att
 def with_transformer_engine_keys(state_dict: ShardedStateDict) -> ShardedStateDict:
     """Adds the entries that a model with Transformer Engine asks for to the state dict of one without.
 
-    The keys of Megatron Core's own layers stay, so that both kinds of model load the checkpoint. What is added is small:
-    norms under a second name, and an empty `_extra_state` for each module that has one with Transformer Engine.
+    The keys of Megatron Core's own layers stay, so that both kinds of model load the checkpoint. What is added is
+    small: norms under a second name, and an empty `_extra_state` for each module that has one with Transformer Engine.
 
     Args:
         state_dict: the state dict to be saved, its `model` sections as `sharded_state_dict` made them.
@@ -77,8 +78,8 @@ def with_transformer_engine_keys(state_dict: ShardedStateDict) -> ShardedStateDi
 def match_checkpoint(state_dict: ShardedStateDict, checkpoint_path: str) -> ShardedStateDict:
     """Gives the entries of a model without Transformer Engine the keys that a checkpoint has for them.
 
-    An entry whose key is in the checkpoint keeps it; the `_extra_state` of a module that the checkpoint has none for is
-    dropped, as it holds nothing.
+    An entry whose key is in the checkpoint keeps it; the `_extra_state` of a module that the checkpoint has none for
+    is dropped, as it holds nothing.
 
     Args:
         state_dict: the state dict to be loaded into.
@@ -87,7 +88,7 @@ def match_checkpoint(state_dict: ShardedStateDict, checkpoint_path: str) -> Shar
     Returns:
         `state_dict` itself on a host with Transformer Engine, otherwise a new one.
     """
-    if HAVE_TE:
+    if HAVE_TE or not check_is_distributed_checkpoint(checkpoint_path):
         return state_dict
     stored = load_sharded_metadata(str(checkpoint_path))
     present = {entry.key for entry in stored.values()}
@@ -124,7 +125,8 @@ def _transformer_engine_key(name: str, key: str, section: dict[str, Any]) -> str
         if not found or "." in parameter or (layer and not layer.endswith(".")):
             continue
         stem = key.removesuffix(own + parameter).removesuffix(fused + parameter)
-        return stem + (fused if is_fused(lambda other: f"{layer}{other}" in section) else own) + parameter
+        in_layer = {other.removeprefix(layer) for other in section if other.startswith(layer)}
+        return stem + (fused if is_fused(in_layer.__contains__) else own) + parameter
     return key
 
 

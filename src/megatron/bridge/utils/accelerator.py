@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What differs between a host with an accelerator and one without.
 
-An accelerator is whatever answers to ``torch.cuda``: NVIDIA GPUs, and AMD GPUs under ROCm. On a host that has one nothing
-here changes what Megatron Bridge does.
+An accelerator is whatever answers to ``torch.cuda``: NVIDIA GPUs, and AMD GPUs under ROCm. On a host that has one
+nothing here changes what Megatron Bridge does.
 """
 
 import functools

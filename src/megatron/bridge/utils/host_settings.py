@@ -20,8 +20,8 @@ from megatron.bridge.utils import accelerator, fusions
 
 
 # What Megatron Core refuses, or its layers without Transformer Engine can't do, and the value that they can
-# (core 0.19: transformer/transformer_config.py, TransformerConfig.__post_init__; transformer/torch_norm.py, WrappedTorchNorm;
-# tensor_parallel/layers.py, ColumnParallelLinear.__init__).
+# (core 0.19: transformer/transformer_config.py, TransformerConfig.__post_init__; transformer/torch_norm.py,
+# WrappedTorchNorm; tensor_parallel/layers.py, ColumnParallelLinear.__init__).
 _WITHOUT_TRANSFORMER_ENGINE = {
     "apply_rope_fusion": False,
     "cuda_graph_impl": "none",
@@ -41,8 +41,9 @@ _WITHOUT_TRANSFORMER_ENGINE = {
     "use_transformer_engine_full_layer_spec": False,
     "use_transformer_engine_op_fuser": False,
 }
-# These make CUDA streams when the model is built (core 0.19, transformer/moe: shared_experts.py, SharedExpertMLP.__init__;
-# token_dispatcher.py, MoEAlltoAllTokenDispatcher.__init__), and the all-gather dispatcher takes no variable lengths.
+# These make CUDA streams when the model is built (core 0.19, transformer/moe: shared_experts.py,
+# SharedExpertMLP.__init__; token_dispatcher.py, MoEAlltoAllTokenDispatcher.__init__), and the all-gather dispatcher
+# takes no variable lengths.
 _WITHOUT_ACCELERATOR = {
     "moe_shared_expert_overlap": False,
     "moe_token_dispatcher_type": "allgather",
@@ -79,7 +80,7 @@ def as_recorded(config: Any) -> Any:
     Returns:
         `config` itself where nothing differs, otherwise a shallow copy.
     """
-    recorded = dict(getattr(config, _REPLACED, {}))
+    recorded = dict(vars(config).get(_REPLACED, {}))
     if not HAVE_TE:
         spec = getattr(config, "transformer_layer_spec", None)
         if _uses_transformer_engine(spec, False):
@@ -114,7 +115,8 @@ def seed(value: int, **kwargs: Any) -> None:
     """Seeds the weights of a model that is built on this host.
 
     Megatron Core's generators live on the accelerator; without one it draws weights from PyTorch's own generator, the
-    same full matrix on every tensor-parallel rank (core 0.19, tensor_parallel/layers.py, _initialize_affine_weight_cpu).
+    same full matrix on every tensor-parallel rank (core 0.19, tensor_parallel/layers.py,
+    _initialize_affine_weight_cpu).
 
     Args:
         value: the seed.
