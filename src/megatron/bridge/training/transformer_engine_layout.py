@@ -4,8 +4,8 @@
 Transformer Engine keeps the norm in front of a projection in the projection's module, and every module of it has an
 `_extra_state`. Megatron Core's own layers have neither, and their sharded keys follow Transformer Engine's for dense
 layers only (core 0.19, models/gpt/gpt_layer_specs.py: get_gpt_layer_local_submodules, its sharded_state_dict_keys_map,
-against get_gpt_layer_with_transformer_engine_submodules). `with_transformer_engine_keys` adds what is missing when such
-a model is saved, `match_checkpoint` finds it by the name that the checkpoint has when it is loaded.
+against get_gpt_layer_with_transformer_engine_submodules). `with_transformer_engine_keys` adds what is missing when
+such a model is saved, `match_checkpoint` finds it by the name that the checkpoint has when it is loaded.
 """
 
 import re
