@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules of Megatron Core that a host without an accelerator or Transformer Engine can't make, whatever the config says.
 
-Core 0.19 places three things on the current CUDA device: the expert bias of a mixture-of-experts router
+Core 0.19 places four things on the current CUDA device: the expert bias of a mixture-of-experts router
 (transformer/moe/router.py, TopKRouter.__init__), the rotary embedding of multi-latent attention
-(transformer/multi_latent_attention.py, MultiLatentAttention.__init__) and the cache of YaRN's embedding
-(models/common/embeddings/yarn_rotary_pos_embedding.py, YarnRotaryEmbedding.__init__). And multi-latent attention passes
-its own attention arguments that only Transformer Engine's takes (transformer/dot_product_attention.py,
-DotProductAttention.__init__). Megatron-LM's pull request 6270 is to teach Core itself; a Core that has it needs nothing
-of this.
+(transformer/multi_latent_attention.py, MultiLatentAttention.__init__), the cache of YaRN's embedding
+(models/common/embeddings/yarn_rotary_pos_embedding.py, YarnRotaryEmbedding.__init__) and an embedding that pipeline
+stages share (models/common/language_module/language_module.py, LanguageModule.setup_embeddings_and_output_layer). And
+multi-latent attention passes its own attention arguments that only Transformer Engine's takes
+(transformer/dot_product_attention.py, DotProductAttention.__init__). Megatron-LM's pull request 6270 is to teach Core
+itself; a Core that has it needs nothing of this.
 """
 
 import copy
@@ -19,8 +20,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.common.embeddings import RotaryEmbedding, YarnRotaryEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.moe.router import TopKRouter
@@ -47,6 +50,7 @@ def building_on_this_host() -> Iterator[None]:
 
         if not accelerator.is_available():
             substitute(TopKRouter, "__init__", _with_expert_bias_on_cpu(TopKRouter.__init__))
+            substitute(LanguageModule, "setup_embeddings_and_output_layer", _setup_shared_embedding_on_cpu)
             substitute(YarnRotaryEmbedding, "_set_cos_sin_cache", _leave_cache_empty)
             for embedding in (RotaryEmbedding, YarnRotaryEmbedding):
                 substitute(multi_latent_attention, embedding.__name__, partial(embedding, use_cpu_initialization=True))
@@ -76,6 +80,23 @@ def _with_expert_bias_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
 def _leave_cache_empty(self: YarnRotaryEmbedding, seq_len: int, offset: int, dtype: torch.dtype) -> None:
     """Marks the cache as holding no position, so that the first read of it makes it."""
     self.max_seq_len_cached = 0
+
+
+def _setup_shared_embedding_on_cpu(
+    self: LanguageModule, setup: Callable[[LanguageModule], None] = LanguageModule.setup_embeddings_and_output_layer
+) -> None:
+    """Does what Megatron Core does, but adds up the copies of the first and the last stage on the CPU."""
+    with mock.patch.object(LanguageModule, "_is_in_embd_group", lambda self: False):
+        setup(self)
+    is_shared = self.share_embeddings_and_output_weights or getattr(self.config, "mtp_num_layers", 0)
+    if (
+        is_shared
+        and dist.is_initialized()
+        and self.config.pipeline_model_parallel_size > 1
+        and not self.config.init_model_with_meta_device
+        and self._is_in_embd_group()
+    ):
+        dist.all_reduce(self.shared_embedding_or_output_weight().data, group=self.embd_group)
 
 
 def _without_head_sizes(init: Callable[..., None]) -> Callable[..., None]:
