@@ -82,6 +82,14 @@ CONVERSION = [
     ),
     insert_first("AutoBridge.load_megatron_model", IMPORT_RESOLVER),
     replace("AutoBridge.load_megatron_model", expression("Path(path)"), "Path(resolve_checkpoint(path))"),
+    insert_before(
+        "AutoBridge.load_megatron_model",
+        assign("skip_temp_dist_context"),
+        "from megatron.bridge.training.mlm_compat.load_model import lacks_run_config, load_with_hf_config\n"
+        "\n"
+        "if lacks_run_config(checkpoint_path):\n"
+        "    return load_with_hf_config(self, checkpoint_path, mp_overrides)\n",
+    ),
     add_parameter(
         "AutoBridge.import_ckpt",
         "release: bool = True",
@@ -209,6 +217,7 @@ reader of a checkpoint root finds the payload through one function.
     modules=[
         "training/release_checkpoint.py",
         "training/mlm_compat/checkpoint_args.py",
+        "training/mlm_compat/load_model.py",
         "models/conversion/hf_checkpoint.py",
     ],
 )

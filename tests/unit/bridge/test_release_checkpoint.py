@@ -241,6 +241,18 @@ def test_readers_follow_the_tracker_to_later_training_and_back(copy, hf_model, g
     assert len(bridge.load_megatron_model(copy)) == 1
 
 
+def test_what_megatron_lm_saved_into_a_folder_of_its_own_is_exported(release, hf_model, tmp_path):
+    elsewhere = tmp_path / "saved" / "iter_0000003"
+    shutil.copytree(release / "release", elsewhere, ignore=shutil.ignore_patterns("run_config.yaml", "tokenizer"))
+    (elsewhere.parent / TRACKER).write_text("3")
+    AutoBridge.from_hf_pretrained(hf_model).export_ckpt(elsewhere.parent, tmp_path / "exported")
+    before, after = (
+        transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto").state_dict()
+        for path in (hf_model, tmp_path / "exported")
+    )
+    assert_same_weights(before, after)
+
+
 # --- Bridge's own training ---------------------------------------------------------------------------------------
 
 
