@@ -14,6 +14,7 @@ from fork.edits import (
     add_import,
     call,
     expression,
+    ifs,
     imports,
     insert_before,
     insert_first,
@@ -55,6 +56,17 @@ def decorate(function: str, decorator: str) -> Edit:
     return Edit(f"decorate {function}", apply)
 
 
+# Before 0.6 the class of an adapter is made from Transformer Engine's Linear, and modules are compared with it.
+WITHOUT_TE_LINEAR = [
+    add_import("from types import SimpleNamespace", releases="<0.6"),
+    wrap(
+        "",
+        imports("transformer_engine.pytorch"),
+        "try:\n    {}\nexcept ImportError:\n    te = SimpleNamespace(Linear=nn.Module)",
+        releases="<0.6",
+    ),
+]
+
 PROVIDER = [
     ACCELERATOR,
     HOST_SETTINGS,
@@ -84,8 +96,9 @@ LAYER_SPEC = [
     add_import("from megatron.core.extensions.transformer_engine import HAVE_TE"),
     insert_first("default_layer_spec", "if not HAVE_TE:\n    return host_settings.local_layer_spec(config)"),
     *(
-        pass_argument("mtp_block_spec", call(function), "use_transformer_engine=HAVE_TE")
-        for function in ("get_gpt_decoder_layer_specs", "get_gpt_mtp_block_spec")
+        pass_argument("mtp_block_spec", call(function), "use_transformer_engine=HAVE_TE", releases=releases)
+        # Before 0.5 the former is not called there: default_layer_spec is.
+        for function, releases in {"get_gpt_decoder_layer_specs": ">=0.5", "get_gpt_mtp_block_spec": ""}.items()
     ),
 ]
 
@@ -109,11 +122,10 @@ CHECKPOINTING = [
         "torch.cuda.get_rng_state() if accelerator.is_available() else None",
     ),
     pass_argument("read_metadata", call("torch.tensor"), "device=accelerator.device()"),
-    replace(
+    insert_before(
         "save_checkpoint",
-        expression("TorchDistSaveShardedStrategy"),
-        "in_process_save.save_strategy",
-        count=2,
+        ifs('ckpt_cfg.ckpt_assume_constant_structure and ckpt_cfg.ckpt_format == "torch_dist"'),
+        "save_strategy = in_process_save.for_this_host(save_strategy)",
     ),
     insert_before(
         "save_checkpoint",
@@ -149,9 +161,16 @@ Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
             "peft/lora_layers.py",
             [
                 insert_before("", imports("math"), "from __future__ import annotations\n"),
-                wrap("", imports("transformer_engine.pytorch"), "try:\n    {}\nexcept ImportError:\n    te = None"),
+                wrap(
+                    "",
+                    imports("transformer_engine.pytorch"),
+                    "try:\n    {}\nexcept ImportError:\n    te = None",
+                    releases=">=0.6",
+                ),
+                *WITHOUT_TE_LINEAR,
             ],
         ),
+        File("peft/lora.py", WITHOUT_TE_LINEAR),
         File("models/model_provider.py", PROVIDER),
         File(
             "models/transformer_config.py",
@@ -175,6 +194,17 @@ Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
             ],
         ),
         File(
+            "models/conversion/mapping_registry.py",
+            [
+                add_import("from megatron.bridge.models.conversion.local_experts import local_expert_mappings"),
+                insert_before(
+                    "MegatronMappingRegistry.__init__",
+                    call("self._add_separate_layernorm_mappings"),
+                    "self.mappings.extend(local_expert_mappings(self.mappings))",
+                ),
+            ],
+        ),
+        File(
             "models/conversion/auto_bridge.py",
             [
                 ACCELERATOR,
@@ -187,7 +217,7 @@ Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
                     "AutoBridge._validate_config",
                     raising("Model architecture not supported by AutoBridge"),
                     """raise ValueError(
-    f"{path} has the architecture {architectures}, which Megatron Bridge can't read: expected one that ends in "
+    f"Model architecture not supported by AutoBridge: {path} has {architectures}, expected one that ends in "
     f"{SUPPORTED_HF_ARCHITECTURES_DISPLAY}"
 )""",
                 ),
@@ -211,6 +241,7 @@ Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
         File("training/checkpointing.py", CHECKPOINTING),
     ],
     modules=[
+        "models/conversion/local_experts.py",
         "training/in_process_save.py",
         "training/transformer_engine_layout.py",
         "utils/accelerator.py",

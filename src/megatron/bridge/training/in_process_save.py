@@ -2,7 +2,6 @@
 """Saves a distributed checkpoint within the calling process, without CUDA."""
 
 from pathlib import Path
-from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -20,9 +19,10 @@ from megatron.bridge.utils import accelerator
 class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
     """Megatron Core's `torch_dist` format, written by PyTorch's own file system writer.
 
-    Megatron Core writes through its asynchronous writer even when it saves synchronously. That writer synchronizes CUDA
-    devices and starts a process for its results queue (core 0.19, dist_checkpointing/strategies/filesystem_async.py),
-    which a script without a `__main__` guard can't do. PyTorch's writer does neither; the files are the same.
+    Megatron Core writes through its asynchronous writer even when it saves synchronously. That writer synchronizes
+    CUDA devices and starts a process for its results queue (core 0.19, dist_checkpointing/strategies/
+    filesystem_async.py), which a script without a `__main__` guard can't do. PyTorch's writer does neither; the files
+    are the same.
     """
 
     def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
@@ -44,10 +44,16 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         )
 
 
-def save_strategy(*args: Any, **kwargs: Any) -> TorchDistSaveShardedStrategy:
-    """Returns the save strategy of this host, made with these arguments: Megatron Core's own if it has an accelerator."""
-    strategy = TorchDistSaveShardedStrategy if accelerator.is_available() else InProcessSaveStrategy
-    return strategy(*args, **kwargs)
+def for_this_host(strategy: TorchDistSaveShardedStrategy) -> TorchDistSaveShardedStrategy:
+    """Returns `strategy` itself on a host with an accelerator, otherwise one of its kind that saves in-process."""
+    if accelerator.is_available():
+        return strategy
+    return InProcessSaveStrategy(
+        strategy.backend,
+        strategy.version,
+        keep_only_main_replica=strategy.keep_only_main_replica,
+        thread_count=strategy.thread_count,
+    )
 
 
 def _writer(checkpoint_dir: str | Path, thread_count: int) -> dcp.StorageWriter:

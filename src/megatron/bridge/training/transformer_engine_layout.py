@@ -71,7 +71,9 @@ def with_transformer_engine_keys(state_dict: ShardedStateDict) -> ShardedStateDi
                 result[section][f"{name}@{key}"] = replace(tensor, key=key)
             if _STANDALONE.fullmatch(key):
                 extra_state = _extra_state(tensor, key)
-                result[section].setdefault(f"{name}@{extra_state.key}", extra_state)
+                # One for the weight and the bias of a module.
+                module = name.rpartition(".")[0]
+                result[section].setdefault(f"{module}@{extra_state.key}", extra_state)
     return result
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules of Megatron Core that a host without an accelerator or Transformer Engine can't make, whatever the config says.
+"""Modules of Megatron Core that a host without an accelerator or Transformer Engine can't make, whatever their config.
 
 Core 0.19 places four things on the current CUDA device: the expert bias of a mixture-of-experts router
 (transformer/moe/router.py, TopKRouter.__init__), the rotary embedding of multi-latent attention
@@ -35,9 +35,12 @@ from megatron.bridge.utils import accelerator
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# How an error looks whose cause is a package or a device that is not there. Megatron Core puts None in the place of what
-# it could not import.
-_LACKING = re.compile(r"No module named|not installed|[Pp]lease install|'NoneType' object|\bTE\b|CUDA|NVIDIA driver")
+# How an error looks whose cause is a package or a device that is not there. Megatron Core puts None, or a
+# mock that ends in StopIteration, in the place of what it could not import.
+_LACKING = re.compile(
+    r"No module named|not installed|[Pp]lease install|'NoneType' object|CUDA|NVIDIA driver|"
+    r"Transformer Engine|TESpecProvider|\bTE\b|torch LayerNorm"
+)
 
 
 @contextmanager
@@ -55,7 +58,7 @@ def building_on_this_host() -> Iterator[None]:
             for embedding in (RotaryEmbedding, YarnRotaryEmbedding):
                 substitute(multi_latent_attention, embedding.__name__, partial(embedding, use_cpu_initialization=True))
         if not HAVE_TE:
-            substitute(DotProductAttention, "__init__", _without_head_sizes(DotProductAttention.__init__))
+            substitute(DotProductAttention, "__init__", _without_device(DotProductAttention.__init__))
         yield
 
 
@@ -99,12 +102,28 @@ def _setup_shared_embedding_on_cpu(
         dist.all_reduce(self.shared_embedding_or_output_weight().data, group=self.embd_group)
 
 
-def _without_head_sizes(init: Callable[..., None]) -> Callable[..., None]:
-    """Returns `DotProductAttention.__init__` that takes the head sizes of multi-latent attention; it has no weights."""
+def _without_device(init: Callable[..., None]) -> Callable[..., None]:
+    """Returns `DotProductAttention.__init__` that makes its softmax offset, one value a head, on the default device.
+
+    It takes the head sizes that multi-latent attention gives, too; no weight depends on them.
+    """
 
     @wraps(init)
-    def wrapper(self: DotProductAttention, *args: Any, k_channels=None, v_channels=None, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
+    def wrapper(
+        self: DotProductAttention,
+        config: TransformerConfig,
+        *args: Any,
+        k_channels=None,
+        v_channels=None,
+        **kwargs: Any,
+    ) -> None:
+        vanilla = copy.copy(config)
+        vanilla.softmax_type = "vanilla"
+        init(self, vanilla, *args, **kwargs)
+        self.config = config
+        if config.softmax_type != "vanilla":
+            offset = torch.zeros(self.num_attention_heads_per_partition, dtype=config.params_dtype)
+            self.softmax_offset = torch.nn.Parameter(offset) if config.softmax_type == "learnable" else offset
 
     return wrapper
 
@@ -122,7 +141,7 @@ def explain_missing(convert: Callable[Concatenate[Any, P], T]) -> Callable[Conca
             return convert(self, *args, **kwargs)
         except Exception as error:
             missing = _missing_here()
-            if not missing or not (isinstance(error, ImportError) or _LACKING.search(str(error))):
+            if not missing or not (isinstance(error, ImportError | StopIteration) or _LACKING.search(str(error))):
                 raise
             architecture = self._causal_lm_architecture
             raise RuntimeError(

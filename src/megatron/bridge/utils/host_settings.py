@@ -31,6 +31,8 @@ _WITHOUT_TRANSFORMER_ENGINE = {
     "fp8_param": False,
     "fused_residual_rmsnorm": False,
     "gradient_accumulation_fusion": False,
+    # Decides what the norms compute, not what they hold.
+    "layernorm_zero_centered_gamma": False,
     "moe_permute_fusion": False,
     "moe_router_fusion": False,
     "persist_layer_norm": False,
@@ -51,6 +53,8 @@ _WITHOUT_ACCELERATOR = {
     "use_cpu_initialization": True,
     "variable_seq_lengths": False,
 }
+# Makes buffers there that no checkpoint has (core 0.19, transformer/moe/router.py, TopKRouter.__init__).
+_GLOBAL_AUX_LOSS = "global_aux_loss"
 _REPLACED = "_replaced_on_this_host"
 
 
@@ -62,7 +66,7 @@ def adapt(config: Any) -> None:
     Args:
         config: a model provider or transformer config, before Megatron Core's `__post_init__` checks it.
     """
-    for name, value in _settings().items():
+    for name, value in _settings(config).items():
         if getattr(config, name, value) != value:
             _replaced(config)[name] = getattr(config, name)
             setattr(config, name, value)
@@ -130,12 +134,14 @@ def seed(value: int, **kwargs: Any) -> None:
         torch.manual_seed(value)
 
 
-def _settings() -> dict[str, Any]:
+def _settings(config: Any) -> dict[str, Any]:
     settings = {}
     if not HAVE_TE:
         settings |= _WITHOUT_TRANSFORMER_ENGINE
     if not accelerator.is_available():
         settings |= _WITHOUT_ACCELERATOR
+        if getattr(config, "moe_router_load_balancing_type", None) == _GLOBAL_AUX_LOSS:
+            settings["moe_router_load_balancing_type"] = "aux_loss"
     return settings
 
 
