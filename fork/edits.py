@@ -45,6 +45,10 @@ class File:
     path: str
     edits: Sequence[Edit]
 
+    def covers(self, release: str) -> bool:
+        """Returns whether upstream's `release`, which may lack the file, needs the edits or some of them."""
+        return not self.edits or any(covers(edit.releases, release) for edit in self.edits)
+
     def apply(self, source: str, release: str, *, pristine: bool = False) -> str:
         """Returns `source` with the edits that `release` needs.
 

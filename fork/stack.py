@@ -80,6 +80,8 @@ def apply(
     touched: dict[str, list[str]] = {}
     for change in changes:
         for file in change.edits:
+            if not file.covers(release):
+                continue
             before = sources[file.path] if file.path in sources else _read(package / file.path, change, file.path)
             try:
                 sources[file.path] = file.apply(before, release, pristine=pristine)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+from packaging.version import Version
 
 from fork.errors import UpstreamError
 
@@ -22,24 +23,38 @@ class Upstream:
     Args:
         version: its version there.
         sha256: the hash of its wheel, as hex.
+        megatron_core: the version of megatron-core that goes with it, the last one that upstream made it for.
+        transformers: the newest version of transformers that its requirements take.
     """
 
     version: str
     sha256: str
+    megatron_core: str
+    transformers: str
 
     @property
     def wheel(self) -> str:
         """The file name of the wheel."""
         return f"megatron_bridge-{self.version}-py3-none-any.whl"
 
+    @property
+    def megatron_core_range(self) -> str:
+        """The versions of megatron-core that the patched wheel asks for, as a specifier."""
+        major, minor, _ = Version(self.megatron_core).release
+        return f">={self.megatron_core},<{major}.{minor + 1}"
+
 
 RELEASES = {
     each.version: each
     for each in [
-        Upstream("0.6.2", "bcb7274ab9327167c345aa24b96b95790ce5090df1945d883bdc41065d5649e2"),
+        Upstream("0.3.1", "4d9a9ad679bd927a84f923e5239512d72af7fa47331b749a8f275592c2920616", "0.16.1", "4.57.6"),
+        Upstream("0.4.2", "6f132e19fe8e4a88d7acd65e63182a3f6ff4fbd664d85a436cba44da5e621ce3", "0.17.1", "5.3.0"),
+        Upstream("0.5.1", "961ad0a3e08678bb7172b9be3356131567e19d9476f3c983fdaa8483be8f5c3b", "0.18.2", "5.8.1"),
+        Upstream("0.6.2", "bcb7274ab9327167c345aa24b96b95790ce5090df1945d883bdc41065d5649e2", "0.19.2", "5.12.1"),
     ]
 }
-LATEST = RELEASES["0.6.2"]
+"""A release of upstream is a line here; the last one is what a build takes unless it is told another."""
+LATEST = list(RELEASES.values())[-1]
 CACHE = "megatron-bridge-release"
 
 

@@ -36,6 +36,10 @@ ROOT_TRAIN_STATE = m.Call(
     args=[m.Arg(value=m.Name("load_dir")), m.Arg(keyword=m.Name("prefix"))],
 )
 
+# What upstream has only since a release.
+EXPORT_ADAPTER = WAN = ">=0.4"
+FROM_AUTO_CONFIG = MIMO = ">=0.5"
+
 SAVING = [
     add_import("from megatron.bridge.training import release_checkpoint"),
     add_parameter("save_checkpoint", "release: bool = False", doc=SAVE_DOC),
@@ -65,8 +69,13 @@ LOADING = [
     # Megatron-LM of core 0.16 and later takes a tracker that says 0.
     replace("read_metadata", expression("iteration > 0"), "iteration >= 0"),
     *(
-        replace(function, ROOT_TRAIN_STATE, "release_checkpoint.train_state_tracker(load_dir)")
-        for function in ("_resolve_checkpoint_iteration", "_load_checkpoint_from_path", "_load_base_checkpoint")
+        replace(function, ROOT_TRAIN_STATE, "release_checkpoint.train_state_tracker(load_dir)", releases=releases)
+        for function, releases in {
+            "_resolve_checkpoint_iteration": "",
+            # From 0.7 on it reads the train state of the iteration itself.
+            "_load_checkpoint_from_path": "<0.7",
+            "_load_base_checkpoint": "",
+        }.items()
     ),
 ]
 
@@ -115,16 +124,19 @@ CONVERSION = [
         "AutoBridge.from_auto_config",
         ifs("not checkpoint_path.exists()"),
         "checkpoint_path = Path(run_config_folder(resolve_checkpoint(checkpoint_path)))",
+        releases=FROM_AUTO_CONFIG,
     ),
     insert_first(
         "AutoBridge.from_auto_config",
         "from megatron.bridge.training.release_checkpoint import resolve_checkpoint, run_config_folder\n",
+        releases=FROM_AUTO_CONFIG,
     ),
-    insert_first("AutoBridge.export_adapter_ckpt", IMPORT_RESOLVER),
+    insert_first("AutoBridge.export_adapter_ckpt", IMPORT_RESOLVER, releases=EXPORT_ADAPTER),
     insert_after(
         "AutoBridge.export_adapter_ckpt",
         ifs("not ckpt_path.exists()"),
         "ckpt_path = Path(resolve_checkpoint(ckpt_path))",
+        releases=EXPORT_ADAPTER,
     ),
 ]
 
@@ -178,13 +190,24 @@ reader of a checkpoint root finds the payload through one function.
         File(
             "training/utils/checkpoint_utils.py",
             [
+                # Upstream has it from 0.4 on.
+                insert_before(
+                    "",
+                    define("checkpoint_exists"),
+                    "def is_checkpoint_iteration_directory(path: Optional[str]) -> bool:\n"
+                    '    """Tells the folder of a payload from a checkpoint root."""\n'
+                    '    markers = (CONFIG_FILE, TRAIN_STATE_FILE, "metadata.json", ".metadata")\n'
+                    "    return path is not None and any(file_exists(os.path.join(path, name)) for name in markers)\n"
+                    "\n",
+                    releases="<0.4",
+                ),
                 insert_first(
                     "get_hf_model_id_from_checkpoint",
                     "# That module imports this one.\n"
                     "from megatron.bridge.training.release_checkpoint import resolve_checkpoint, run_config_folder\n"
                     "\n"
                     "path = run_config_folder(resolve_checkpoint(path))\n",
-                )
+                ),
             ],
         ),
         File(
@@ -196,6 +219,7 @@ reader of a checkpoint root finds the payload through one function.
                     "resolved = Path(resolve_checkpoint(path))\n"
                     'if resolved != path or path.name == "release":\n'
                     "    return resolved\n",
+                    releases=MIMO,
                 )
             ],
         ),
@@ -210,6 +234,7 @@ reader of a checkpoint root finds the payload through one function.
                     "if resolved != base_dir:\n"
                     '    logging.info(f"Selected checkpoint: {resolved}")\n'
                     "    return resolved\n",
+                    releases=WAN,
                 )
             ],
         ),

@@ -2,7 +2,8 @@
 """What only NVIDIA GPUs need moves to an extra, so that plain pip installs the wheel on CPU and ROCm hosts."""
 
 from fork.edits import Change, File, imports, wrap
-from fork.requirements import move, replace
+from fork.requirements import covers, move, replace
+from fork.upstream import RELEASES
 
 
 change = Change(
@@ -34,19 +35,31 @@ host. pretrain needs nvidia-resiliency-ext for an annotation only, and goes with
         )
     ],
     requirements=[
-        move("fast-hadamard-transform", "cuda"),
-        move("flash-linear-attention", "cuda"),
-        move("flashinfer-python", "cuda"),
-        move("flashinfer-cubin", "cuda"),
-        move("nvidia-resiliency-ext", "cuda"),
-        replace(
-            "megatron-core",
-            "megatron-core[mlm]>=0.19.2,<0.20",
-            'megatron-core[dev]>=0.19.2,<0.20; extra == "cuda"',
-            'nvidia-modelopt>=0.44; sys_platform != "darwin"',
-            "megatron-energon~=7.0",
-            "multi-storage-client",
-            releases="==0.6.*",
+        *(
+            move(package, "cuda", releases=releases)
+            for package, releases in {
+                "fast-hadamard-transform": ">=0.6",
+                "flash-linear-attention": "",
+                "flashinfer-python": ">=0.5",
+                "flashinfer-cubin": ">=0.5",
+                "nvidia-resiliency-ext": "",
+                # From 0.5 on upstream has these in extras of its own.
+                "transformer-engine": "<0.5",
+                "mamba-ssm": "<0.5",
+                "causal-conv1d": "<0.5",
+            }.items()
+        ),
+        *(
+            replace(
+                "megatron-core",
+                f"megatron-core[mlm]{upstream.megatron_core_range}",
+                f'megatron-core[dev]{upstream.megatron_core_range}; extra == "cuda"',
+                'nvidia-modelopt>=0.44; sys_platform != "darwin"',
+                f"megatron-energon{'~=6.0' if covers('<0.5', upstream.version) else '~=7.0'}",
+                "multi-storage-client",
+                releases=f"=={upstream.version}",
+            )
+            for upstream in RELEASES.values()
         ),
     ],
 )

@@ -74,7 +74,7 @@ def upstream_wheel(tmp_path: Path, upstream_files: dict[str, str]) -> Path:
 @pytest.fixture
 def upstream(upstream_wheel: Path) -> Upstream:
     """The made-up release, pinned to the made-up wheel."""
-    return Upstream("1.2.3", hashlib.sha256(upstream_wheel.read_bytes()).hexdigest())
+    return Upstream("1.2.3", hashlib.sha256(upstream_wheel.read_bytes()).hexdigest(), "0.1.4", "5.0.0")
 
 
 @pytest.fixture

@@ -1,37 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stack of patches/ over the release of upstream that a build takes."""
+"""The stack of patches/ over every release of upstream that a build takes."""
 
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from fork import backend, stack
-from fork.upstream import LATEST, obtain
+from fork.errors import UpstreamError
+from fork.upstream import LATEST, RELEASES, Upstream, obtain
 
 
 FOR_NVIDIA_GPUS = {
+    "causal-conv1d",
     "fast-hadamard-transform",
     "flash-linear-attention",
     "flashinfer-cubin",
     "flashinfer-python",
+    "mamba-ssm",
     "nvidia-resiliency-ext",
+    "transformer-engine",
 }
 
 
+@pytest.fixture(scope="module", params=RELEASES.values(), ids=RELEASES)
+def upstream(request: pytest.FixtureRequest) -> Upstream:
+    """A release of upstream."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def upstream_wheel() -> Path:
-    """Upstream's wheel: the one that the environment gives, or the one that the build has put into the cache."""
+def upstream_wheel(upstream: Upstream) -> Path:
+    """Upstream's wheel: the one that the environment gives, or one in the cache, where it is put if need be."""
     given = os.environ.get(backend.WHEEL_VARIABLE)
-    return obtain(LATEST, Path(given) if given else None)
+    if upstream is LATEST:
+        return obtain(upstream, Path(given) if given else None)
+    try:
+        return obtain(upstream)
+    except UpstreamError as error:
+        if given:
+            pytest.skip(str(error))
+        raise
 
 
 @pytest.fixture(scope="module")
-def patched(upstream_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def patched(
+    upstream: Upstream, upstream_wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[zipfile.ZipFile]:
     """The patched wheel."""
-    with zipfile.ZipFile(backend.build(tmp_path_factory.mktemp("dist"), given=upstream_wheel)) as wheel:
+    with zipfile.ZipFile(backend.build(tmp_path_factory.mktemp("dist"), upstream, upstream_wheel)) as wheel:
         yield wheel
 
 
@@ -57,18 +77,21 @@ def test_second_application_changes_nothing(upstream_wheel: Path, tmp_path: Path
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == once
 
 
-def test_base_asks_for_nothing_that_only_nvidia_gpus_need(patched: zipfile.ZipFile):
+def test_base_asks_for_nothing_that_only_nvidia_gpus_need(patched: zipfile.ZipFile, upstream: Upstream):
     base = asked_for(patched, "")
     assert not FOR_NVIDIA_GPUS & set(base)
     assert base["megatron-core"].extras == {"mlm"}
-    assert not base["megatron-core"].specifier.contains("0.20.0")
+    others = {each.megatron_core for each in RELEASES.values()} - {upstream.megatron_core} | {"0.20.0"}
+    assert base["megatron-core"].specifier.contains(upstream.megatron_core)
+    assert not any(base["megatron-core"].specifier.contains(other) for other in others)
+    assert base["transformers"].specifier.contains(upstream.transformers)
 
 
 def test_extra_cuda_gives_what_upstreams_base_did(patched: zipfile.ZipFile, upstream_wheel: Path):
     with zipfile.ZipFile(upstream_wheel) as wheel:
         upstreams = asked_for(wheel, "")
     cuda = asked_for(patched, "cuda")
-    assert set(cuda) == FOR_NVIDIA_GPUS | {"megatron-core"}
+    assert set(cuda) == FOR_NVIDIA_GPUS & set(upstreams) | {"megatron-core"}
     assert cuda["megatron-core"].extras == {"dev"}
     together = {**asked_for(patched, ""), **cuda}
     assert set(upstreams) <= set(together)
