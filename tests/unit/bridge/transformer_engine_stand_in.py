@@ -2,8 +2,8 @@
 """Transformer Engine's modules without what they compute: parameters, extra states and their names.
 
 Importing this makes `import transformer_engine` succeed in this process, so that Megatron Core's own wrappers build
-models with Transformer Engine's layout on a host that has neither it nor a GPU. It shows which keys such a model asks a
-checkpoint for, by Megatron Core's code; it is no evidence of what Transformer Engine itself does with them.
+models with Transformer Engine's layout on a host that has neither it nor a GPU. It shows which keys such a model asks
+a checkpoint for, by Megatron Core's code; it is no evidence of what Transformer Engine itself does with them.
 """
 
 import importlib
