@@ -32,6 +32,11 @@ CALL_SET_DEVICE = m.Call(
     func=m.Attribute(value=m.Attribute(value=m.Name("torch"), attr=m.Name("cuda")), attr=m.Name("set_device"))
 )
 
+ALL_TRANSFORMER_ENGINE_CLASSES = m.Call(
+    func=m.Name("all"),
+    args=[m.Arg(value=m.Tuple(elements=[m.Element(value=m.Name("HAVE_TE_COL_LINEAR")), m.ZeroOrMore()]))],
+)
+
 
 def raising(text: str) -> m.MatchIfTrue:
     """A raise statement whose message holds `text`."""
@@ -171,6 +176,14 @@ Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
             ],
         ),
         File("peft/lora.py", WITHOUT_TE_LINEAR),
+        File(
+            "peft/utils.py",
+            [
+                # Megatron Core has names for Transformer Engine's classes where it has none of them.
+                add_import("from megatron.core.extensions.transformer_engine import HAVE_TE as MCORE_HAVE_TE"),
+                wrap("", ALL_TRANSFORMER_ENGINE_CLASSES, "MCORE_HAVE_TE and {}"),
+            ],
+        ),
         File("models/model_provider.py", PROVIDER),
         File(
             "models/transformer_config.py",

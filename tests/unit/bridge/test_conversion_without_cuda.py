@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from megatron.core import parallel_state
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from safetensors.torch import load_file, save_file
 from test_release_checkpoint import save_hf_model, weights
@@ -19,6 +20,8 @@ from transformers import AutoConfig, MixtralConfig
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.peft.lora import LoRA
+from megatron.bridge.training import checkpointing, in_process_save, model_load_save
 from megatron.bridge.training.transformer_engine_layout import with_transformer_engine_keys
 from megatron.bridge.utils import accelerator, host_settings
 
@@ -30,6 +33,32 @@ pytestmark = pytest.mark.skipif(
 MTP = "deepseek-v3-mtp"
 # Families that differ in what Transformer Engine fuses.
 LAYOUTS = ("llama-3", "qwen3", "qwen3-moe", "deepseek-v3", MTP)
+
+# Families whose layers differ from those above: zero-centered norms, norms with a bias, sinks in attention, experts that
+# upstream maps for Transformer Engine's layers only.
+FURTHER = {
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", {"head_dim": 16}),
+    "nemotron": ("NemotronConfig", "NemotronForCausalLM", {"head_dim": 16}),
+    "gpt-oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32},
+    ),
+    "glm-4.5": (
+        "Glm4MoeConfig",
+        "Glm4MoeForCausalLM",
+        {
+            "head_dim": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+}
 
 CONVERT = """
 import sys
@@ -162,6 +191,45 @@ def test_a_family_goes_out_and_back_bit_for_bit(imported, tmp_path, family):
     folder = imported(family)
     AutoBridge.from_hf_pretrained(folder / "hf").export_ckpt(folder / "release", tmp_path, show_progress=False)
     assert_equal(tensors_of(folder / "hf"), tensors_of(tmp_path))
+
+
+@pytest.mark.parametrize("family", FURTHER)
+def test_a_family_whose_layers_differ_goes_out_and_back_bit_for_bit(tmp_path, monkeypatch, family):
+    monkeypatch.setitem(FAMILIES, family, FURTHER[family])
+    hf = save_random_model(tmp_path / "hf", family)
+    AutoBridge.import_ckpt(hf, tmp_path / "out")
+    AutoBridge.from_hf_pretrained(hf).export_ckpt(tmp_path / "out", tmp_path / "back", show_progress=False)
+    assert_equal(tensors_of(hf), tensors_of(tmp_path / "back"))
+
+
+def test_adapters_are_exported(imported, tmp_path):
+    hf = imported("llama-3") / "hf"
+    settings = {"dim": 4, "alpha": 8, "target_modules": ["linear_proj"]}
+    lora = LoRA(**settings)
+    with model_load_save.temporary_distributed_context(backend="gloo"):
+        provider = AutoBridge.from_hf_pretrained(hf).to_megatron_provider()
+        provider.finalize()
+        provider.register_pre_wrap_hook(lambda chunks: lora(chunks, training=False))
+        model = provider.provide_distributed_model(wrap_with_ddp=False)
+        adapters = {name: weight for name, weight in model[0].named_parameters() if ".adapter." in name}
+        for weight in adapters.values():
+            weight.data.normal_()
+        state_dict = checkpointing.apply_peft_adapter_filter_to_state_dict(
+            checkpointing._generate_model_state_dict(model, {}), lora
+        )
+        (tmp_path / "peft").mkdir()
+        strategy = in_process_save.for_this_host(TorchDistSaveShardedStrategy())
+        dist_checkpointing.save(state_dict, str(tmp_path / "peft"), strategy)
+    run_config = {"peft": {"_target_": "megatron.bridge.peft.lora.LoRA", **settings}}
+    (tmp_path / "peft" / "run_config.yaml").write_text(yaml.safe_dump(run_config))
+    AutoBridge.from_hf_pretrained(hf).export_adapter_ckpt(tmp_path / "peft", tmp_path / "out", show_progress=False)
+    exported = tensors_of(tmp_path / "out")
+    assert len(exported) == len(adapters) == 4
+    for name, weight in adapters.items():
+        layer = int(name.partition("layers.")[2].partition(".")[0])
+        part = "lora_A" if "linear_in" in name else "lora_B"
+        matrix = exported[f"base_model.model.model.layers.{layer}.self_attn.o_proj.{part}.weight"]
+        assert torch.equal(matrix, weight.float()), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
