@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["nox[uv]>=2025.2.9"]
+# dependencies = ["nox[uv]>=2025.2.9", "packaging", "platformdirs"]
 # ///
 """Every command that a person or CI runs. What follows `--` goes to the tool that the session runs.
 
 `--upstream-wheel PATH` there gives megatron-bridge's wheel on a host without network, in every session that builds.
+`--upstream VERSION` builds on another of the releases in fork/upstream.py.
+`--wheel PATH` tests that wheel in place of the one that is built.
 """
 
 import argparse
 import hashlib
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nox
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fork.upstream import LATEST, RELEASES
 
 
 nox.needs_version = ">=2025.2.9"
@@ -23,6 +32,9 @@ nox.options.sessions = ["lint", "unit", "functional"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHON = PYPROJECT["project"]["requires-python"].removeprefix(">=").partition(",")[0]
+
+# There the functional sessions take torch, Transformer Engine and Megatron Core as they are: docs/gpu-runners.md
+GPU = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
 
 built: list[Path] = []
 
@@ -40,7 +52,8 @@ def build(session: nox.Session) -> None:
     """Build the patched wheel into dist/."""
     session.install(*_group("fork"))
     given, _ = _arguments(session)
-    option = [f"--upstream-wheel={given}"] if given else []
+    option = [f"--upstream={given.upstream}"]
+    option += [f"--upstream-wheel={given.upstream_wheel}"] if given.upstream_wheel else []
     # Part of the installation, for the sessions that install what this prints.
     printed = session.run_install("python", "-m", "fork", "build", *option, silent=True, stderr=None)
     if printed:
@@ -55,11 +68,25 @@ def unit(session: nox.Session) -> None:
     _pytest(session, "tests/unit")
 
 
-@nox.session(python=PYTHON, requires=["build"])
-def functional(session: nox.Session) -> None:
+@nox.session(python=PYTHON, requires=["build"], venv_params=["--system-site-packages"] if GPU else [])
+def functional(session: nox.Session, *options: str) -> None:
     """Convert, train with Megatron-LM, resume and export, on what the machine has."""
-    _install_patched(session)
-    _pytest(session, "tests/functional")
+    if GPU:
+        _install_beside_host(session)
+    else:
+        _install_patched(session)
+    _pytest(session, "tests/functional", *options)
+
+
+def _functional_on(platform: str) -> None:
+    @nox.session(python=PYTHON, requires=["build"], name=f"functional({platform})", venv_params=functional.venv_params)
+    def forced(session: nox.Session) -> None:
+        """The same, on this platform or not at all."""
+        functional(session, f"--platform={platform}")
+
+
+for platform in ("cpu", "cuda", "rocm"):
+    _functional_on(platform)
 
 
 @nox.session(python=PYTHON, requires=["build"])
@@ -69,40 +96,76 @@ def quickstart(session: nox.Session) -> None:
     session.run("python", "tests/functional/quickstart.py", *_arguments(session)[1])
 
 
+@nox.session(python=PYTHON)
+@nox.parametrize("version", [nox.param(version, id=version) for version in RELEASES])
+def compatibility(session: nox.Session, version: str) -> None:
+    """Build on each release of upstream, and go the whole way with what goes with it; writes docs/compatibility.md."""
+    rows = Path("dist", "compatibility")
+    torch = [each for each in _group("functional") if each.startswith("torch==")]
+    pins = [f"megatron-core=={RELEASES[version].megatron_core}", f"transformers=={RELEASES[version].transformers}"]
+    session.install(*_group("fork"))
+    build = ["python", "-m", "fork", "build", f"--out={rows}", f"--upstream={version}"]
+    wheel = session.run_install(*build, silent=True, stderr=None)
+    if wheel:
+        session.install(wheel.strip(), *pins, *torch)
+        session.install("--force-reinstall", "--no-deps", wheel.strip())
+    try:
+        session.run("python", "tests/compatibility/check.py", str(rows / f"{version}.json"))
+    finally:
+        session.run("python", "tests/compatibility/table.py", str(rows), "docs/compatibility.md")
+
+
 def _group(name: str) -> list[str]:
     return nox.project.dependency_groups(PYPROJECT, name)
 
 
-def _arguments(session: nox.Session) -> tuple[str | None, list[str]]:
-    """The path that `--upstream-wheel` gives, and the arguments that are left."""
+def _arguments(session: nox.Session) -> tuple[argparse.Namespace, list[str]]:
+    """The options that are the sessions' own, and the arguments that are left."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--upstream-wheel")
-    known, rest = parser.parse_known_args(session.posargs)
-    return known.upstream_wheel, rest
+    parser.add_argument("--upstream", choices=list(RELEASES), default=LATEST.version)
+    parser.add_argument("--wheel", type=Path)
+    return parser.parse_known_args(session.posargs)
 
 
-def _pytest(session: nox.Session, folder: str) -> None:
+def _pytest(session: nox.Session, folder: str, *options: str) -> None:
     """Runs the tests of `folder`, or those at the paths that the user names."""
     given, rest = _arguments(session)
-    if given:
-        session.env["MEGATRON_BRIDGE_UPSTREAM_WHEEL"] = given
-    named = any(Path(argument.partition("::")[0]).exists() for argument in rest)
-    session.run("pytest", *([] if named else [folder]), *rest)
+    if given.upstream_wheel:
+        session.env["MEGATRON_BRIDGE_UPSTREAM_WHEEL"] = given.upstream_wheel
+    named = any(argument.partition("::")[0].startswith("tests") for argument in rest)
+    session.run("pytest", *([] if named else [folder]), *options, *rest)
 
 
 def _install_patched(session: nox.Session) -> None:
     """Installs the wheel and what the tests need, unless the environment has just these or `nox -R` says not to."""
-    if not built:
+    given, _ = _arguments(session)
+    wheel = given.wheel or next(iter(built), None)
+    if wheel is None:
         return
-    wheel = str(built[0])
     wanted = [*_group("unit"), *_group("functional")]
     stamp = Path(session.virtualenv.location, "installed.txt")
-    state = "\n".join([hashlib.sha256(built[0].read_bytes()).hexdigest(), *wanted])
+    state = "\n".join([hashlib.sha256(wheel.read_bytes()).hexdigest(), *wanted])
     if not stamp.exists() or stamp.read_text() != state:
-        session.install(wheel, *wanted)
+        session.install(str(wheel), *wanted)
         # The version stays the same from build to build, so an installer takes an older build for this one.
-        session.install("--force-reinstall", "--no-deps", wheel)
+        session.install("--force-reinstall", "--no-deps", str(wheel))
         stamp.write_text(state)
+
+
+def _install_beside_host(session: nox.Session) -> None:
+    """Installs the wheel and the tests' tools, and lets the environment see the packages of the python3 on the PATH.
+
+    `--system-site-packages` alone passes by a python3 that is itself in a virtual environment, as in NVIDIA's image.
+    """
+    folders = "import site; print('\\n'.join(site.getsitepackages()))"
+    host = subprocess.check_output([shutil.which("python3"), "-c", folders], text=True)
+    own = session.run_install("python", "-c", folders, silent=True)
+    wheel = _arguments(session)[0].wheel or next(iter(built), None)
+    if own and wheel:
+        Path(own.split()[0], "host.pth").write_text(host)
+        session.install("--no-deps", "--force-reinstall", str(wheel))
+        session.install(*_group("tools"))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
 from megatron.training import arguments, get_args, pretrain, training
 from megatron.training.datasets.sft_dataset import SFTDataset
 
@@ -205,6 +206,33 @@ def _next_iteration() -> int:
     return get_args().curr_iteration + 1
 
 
+def let_distributed_optimizers_resume() -> None:
+    """Mend what a distributed optimizer can't do where torch's Adam stands in for Transformer Engine's or Apex's.
+
+    All three are Megatron Core's (0.19.2, `distrib_optimizer.py`). Before it reads a checkpoint it asks Adam for its
+    step, when there was none: Adam takes one with gradients of zero, which moves no weight and which the checkpoint
+    replaces. It copies into float32 weights that require gradients. And it leaves that first step in place of the one
+    in the checkpoint, in one tensor for all weights, which each of them counts up: the loss is off two iterations on.
+    """
+    state_dict, load_state_dict = DistributedOptimizer.state_dict, DistributedOptimizer.load_state_dict
+
+    @wraps(state_dict)
+    def with_state(self: DistributedOptimizer) -> Any:
+        if not self.optimizer.state:
+            self._init_optimizer_states_with_dummy_values()
+        return state_dict(self)
+
+    @wraps(load_state_dict)
+    @torch.no_grad()
+    def with_own_steps(self: DistributedOptimizer, given: Any) -> None:
+        step = float(given["optimizer"]["param_groups"][0]["step"])
+        load_state_dict(self, given)
+        for state in self.optimizer.state.values():
+            state["step"] = torch.tensor(step)
+
+    DistributedOptimizer.state_dict, DistributedOptimizer.load_state_dict = with_state, with_own_steps
+
+
 def add_record_flag(parser: Any) -> Any:
     """Add `--record` to Megatron-LM's parser."""
     parser.add_argument_group("record").add_argument("--record", metavar="DIR", help="keep losses and batches here")
@@ -221,6 +249,8 @@ def main() -> None:
         keywords["cfg_container"] = pretrain_cfg_container_from_args(args)
     else:
         keywords["extra_args_provider"] = add_record_flag
+    if not HAVE_APEX_OR_TE:
+        let_distributed_optimizers_resume()
     recorder = Recorder(_record_folder())
     watch_losses(recorder)
     pretrain(
