@@ -34,7 +34,7 @@ MTP = "deepseek-v3-mtp"
 # Families that differ in what Transformer Engine fuses.
 LAYOUTS = ("llama-3", "qwen3", "qwen3-moe", "deepseek-v3", MTP)
 
-# Families whose layers differ from those above: zero-centered norms, norms with a bias, sinks in attention, experts that
+# Families whose layers differ from those above: zero-centered norms, norms with a bias, attention sinks, experts that
 # upstream maps for Transformer Engine's layers only.
 FURTHER = {
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {"head_dim": 16}),

@@ -59,7 +59,7 @@ def building_on_this_host() -> Iterator[None]:
             for embedding in (RotaryEmbedding, YarnRotaryEmbedding):
                 substitute(multi_latent_attention, embedding.__name__, partial(embedding, use_cpu_initialization=True))
         if not HAVE_TE:
-            # Core tells Transformer Engine by NVTE_* which attention a model wants, then refuses one that wants another.
+            # Core tells Transformer Engine by NVTE_* which attention a model wants, then refuses what wants another.
             stack.enter_context(mock.patch.dict(os.environ))
             substitute(DotProductAttention, "__init__", _without_device(DotProductAttention.__init__))
         yield
