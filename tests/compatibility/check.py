@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a release of Megatron-Bridge, patched, does with the Megatron Core beside it, on the CPU.
+
+    python tests/compatibility/check.py dist/compatibility/0.6.2.json
+
+Each stage of a row is one that a user goes through; a stage that fails is the row's result, with its error. The row is
+written as JSON, from which `table.py` makes docs/compatibility.md.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata, util
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "functional"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+PACKAGES = ("megatron-bridge", "megatron-core", "transformers", "torch")
+ITERATIONS = 3
+
+
+@dataclass
+class Row:
+    """A release on its way from a Hugging Face model to Megatron-LM and back.
+
+    Attributes:
+        folder: Where everything is written.
+        results: What each stage came to.
+    """
+
+    folder: Path
+    results: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face model."""
+        return self.folder / "hf"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The root of what `import_ckpt` writes."""
+        return self.folder / "megatron"
+
+    def run(self, *stages: Callable[["Row"], str]) -> bool:
+        """Run the stages in order, up to the first that fails, and return whether none does."""
+        for stage in stages:
+            try:
+                self.results[stage.__name__] = stage(self)
+            except Exception as error:
+                traceback.print_exc()
+                first = next(iter(str(error).strip().splitlines()), "")
+                self.results[stage.__name__] = f"fails: {type(error).__name__}: {first}"
+                return False
+        return True
+
+
+def imports(row: Row) -> str:
+    """Import Bridge, and make the model that the other stages need."""
+    import models
+
+    import megatron.bridge  # noqa: F401
+
+    models.make_model(row.model)
+    return "yes"
+
+
+def writes_release(row: Row) -> str:
+    """Import the model: a release checkpoint whose args describe it."""
+    from megatron.bridge import AutoBridge
+    from megatron.bridge.training.mlm_compat.checkpoint_args import read_megatron_lm_args
+
+    AutoBridge.import_ckpt(row.model, row.checkpoint)
+    found = {path.name for path in row.checkpoint.iterdir()}
+    assert found == {"release", "latest_checkpointed_iteration.txt"}, f"found {found}"
+    tracker = (row.checkpoint / "latest_checkpointed_iteration.txt").read_text()
+    assert tracker == "release", f"the tracker says {tracker}"
+    args = read_megatron_lm_args(row.checkpoint)
+    assert args.no_save_optim and args.padded_vocab_size, "the args lack what Megatron-LM reads"
+    return "args in `common.pt`" if (row.checkpoint / "release" / "common.pt").exists() else "args in the payload"
+
+
+def loads_in_core(row: Row) -> str:
+    """Load every tensor with Megatron Core's own reader."""
+    import torch
+    from megatron.core import dist_checkpointing
+
+    from megatron.bridge.training.model_load_save import temporary_distributed_context
+
+    with temporary_distributed_context(backend="gloo"):
+        loaded = dist_checkpointing.load_plain_tensors(str(row.checkpoint / "release"))
+    tensors = [value for value in loaded.values() if isinstance(value, torch.Tensor)]
+    assert tensors and all(torch.isfinite(tensor).all() for tensor in tensors), "there is nothing, or no number, in it"
+    return f"{len(tensors)} tensors"
+
+
+def trains(row: Row) -> str:
+    """Fine-tune with Megatron-LM's loop, where megatron-core's wheel ships it."""
+    if util.find_spec("megatron.training") is None:
+        return "not in the wheel"
+    import steps
+    from chat import write_conversations
+
+    chats = steps.Chats(
+        train=write_conversations(row.folder / "train.jsonl", 64),
+        valid=write_conversations(row.folder / "valid.jsonl", 16, seed=2),
+        tokenizer=row.model,
+    )
+    flags = steps.model_flags(row.checkpoint)
+    training = steps.train("train", row.folder / "run", chats, load=row.checkpoint, iterations=ITERATIONS, flags=flags)
+    losses = training.losses()
+    assert list(losses) == list(range(1, ITERATIONS + 1)), f"found losses of {list(losses)}"
+    first, last = losses[1], losses[ITERATIONS]
+    assert math.isfinite(last) and last < first, f"the loss went from {first} to {last}"
+    assert steps.tracker(training.checkpoint) == str(ITERATIONS), "the tracker doesn't say the last iteration"
+    return f"loss {first:.3f} → {last:.3f}"
+
+
+def exports(row: Row) -> str:
+    """Export what was imported, and compare it bit for bit."""
+    import torch
+    from safetensors.torch import load_file
+
+    from megatron.bridge import AutoBridge
+
+    AutoBridge.from_hf_pretrained(row.model).export_ckpt(row.checkpoint, row.folder / "exported")
+    before, after = (
+        {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (row.model, row.folder / "exported")
+    )
+    assert before.keys() == after.keys(), f"differs in {sorted(before.keys() ^ after.keys())}"
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert not changed, f"differs in {changed}"
+    return "bit for bit"
+
+
+STAGES = (imports, writes_release, loads_in_core, trains, exports)
+
+
+def main() -> None:
+    """Run the row, print it, write it, and end with 1 if a stage fails."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path, help="the JSON file for the row")
+    out = parser.parse_args().out
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        row = Row(Path(folder))
+        passed = row.run(*STAGES)
+        private = re.compile(re.escape(folder))
+        results = {name: private.sub("…", result) for name, result in row.results.items()}
+    versions = {package: metadata.version(package).partition("+")[0] for package in PACKAGES}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    date = datetime.now(UTC).date().isoformat()
+    out.write_text(json.dumps({"date": date, "versions": versions, "results": results}, indent=2) + "\n", "utf-8")
+    for name, result in results.items():
+        print(f"{name}: {result}")
+    sys.exit(not passed)
+
+
+if __name__ == "__main__":
+    main()
