@@ -57,6 +57,8 @@ host. pretrain needs nvidia-resiliency-ext for an annotation only, and goes with
                 'nvidia-modelopt>=0.44; sys_platform != "darwin"',
                 f"megatron-energon{'~=6.0' if covers('<0.5', upstream.version) else '~=7.0'}",
                 "multi-storage-client",
+                # Later ones ask for it themselves.
+                *(["einops~=0.8"] if covers("<0.4", upstream.version) else []),
                 releases=f"=={upstream.version}",
             )
             for upstream in RELEASES.values()
