@@ -99,7 +99,10 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 @nox.parametrize("version", [nox.param(version, id=version) for version in RELEASES])
 def compatibility(session: nox.Session, version: str) -> None:
-    """Build on each release of upstream, and go the whole way with what goes with it; writes docs/compatibility.md."""
+    """Build on each release of upstream, and go the whole way with what goes with it; writes docs/compatibility.md.
+
+    `--megatron-lm DIR` is a checkout of Megatron-LM for megatron-core 0.16, whose wheel has no training loop.
+    """
     rows = Path("dist", "compatibility")
     torch = [each for each in _group("functional") if each.startswith("torch==")]
     pins = [f"megatron-core=={RELEASES[version].megatron_core}", f"transformers=={RELEASES[version].transformers}"]
@@ -110,7 +113,9 @@ def compatibility(session: nox.Session, version: str) -> None:
         session.install(wheel.strip(), *pins, *torch)
         session.install("--force-reinstall", "--no-deps", wheel.strip())
     try:
-        session.run("python", "tests/compatibility/check.py", str(rows / f"{version}.json"))
+        checkout = _arguments(session)[0].megatron_lm
+        option = [f"--megatron-lm={checkout}"] if checkout else []
+        session.run("python", "tests/compatibility/check.py", *option, str(rows / f"{version}.json"))
     finally:
         session.run("python", "tests/compatibility/table.py", str(rows), "docs/compatibility.md")
 
@@ -123,6 +128,7 @@ def _arguments(session: nox.Session) -> tuple[argparse.Namespace, list[str]]:
     """The options that are the sessions' own, and the arguments that are left."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--upstream-wheel")
+    parser.add_argument("--megatron-lm", type=Path)
     parser.add_argument("--upstream", choices=list(RELEASES), default=LATEST.version)
     parser.add_argument("--wheel", type=Path)
     return parser.parse_known_args(session.posargs)

@@ -36,10 +36,12 @@ class Row:
 
     Attributes:
         folder: Where everything is written.
+        megatron_lm: A checkout of Megatron-LM, for a megatron-core whose wheel lacks `megatron.training`.
         results: What each stage came to.
     """
 
     folder: Path
+    megatron_lm: Path | None = None
     results: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -105,9 +107,18 @@ def loads_in_core(row: Row) -> str:
 
 
 def trains(row: Row) -> str:
-    """Fine-tune with Megatron-LM's loop, where megatron-core's wheel ships it."""
+    """Fine-tune with Megatron-LM's loop, which megatron-core's wheel has or the checkout."""
+    note = ""
     if util.find_spec("megatron.training") is None:
-        return "not in the wheel"
+        if row.megatron_lm is None:
+            return "not tried: no --megatron-lm"
+        # Megatron Core stays that of the wheel, whose helpers are compiled.
+        (row.folder / "lm" / "megatron").mkdir(parents=True)
+        for package in (row.megatron_lm.resolve() / "megatron").iterdir():
+            if package.is_dir() and package.name != "core":
+                (row.folder / "lm" / "megatron" / package.name).symlink_to(package)
+        os.environ["PYTHONPATH"] = str(row.folder / "lm")
+        note = ", loop of a checkout"
     import steps
     from chat import write_conversations
 
@@ -123,7 +134,7 @@ def trains(row: Row) -> str:
     first, last = losses[1], losses[ITERATIONS]
     assert math.isfinite(last) and last < first, f"the loss went from {first} to {last}"
     assert steps.tracker(training.checkpoint) == str(ITERATIONS), "the tracker doesn't say the last iteration"
-    return f"loss {first:.3f} → {last:.3f}"
+    return f"loss {first:.3f} → {last:.3f}{note}"
 
 
 def exports(row: Row) -> str:
@@ -151,17 +162,20 @@ def main() -> None:
     """Run the row, print it, write it, and end with 1 if a stage fails."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="the JSON file for the row")
-    out = parser.parse_args().out
+    parser.add_argument("--megatron-lm", type=Path, metavar="DIR", help="a checkout of Megatron-LM, see `Row`")
+    given = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        row = Row(Path(folder))
+        row = Row(Path(folder), given.megatron_lm)
         passed = row.run(*STAGES)
         private = re.compile(re.escape(folder))
         results = {name: private.sub("…", result) for name, result in row.results.items()}
     versions = {package: metadata.version(package).partition("+")[0] for package in PACKAGES}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     date = datetime.now(UTC).date().isoformat()
-    out.write_text(json.dumps({"date": date, "versions": versions, "results": results}, indent=2) + "\n", "utf-8")
+    given.out.write_text(
+        json.dumps({"date": date, "versions": versions, "results": results}, indent=2) + "\n", "utf-8"
+    )
     for name, result in results.items():
         print(f"{name}: {result}")
     sys.exit(not passed)

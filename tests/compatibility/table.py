@@ -22,7 +22,8 @@ accelerator. The session fails where a result is not what it should be.
   Core keeps what is not a tensor in `common.pt`.
 - *loads*: that Megatron Core's `dist_checkpointing` reads every tensor.
 - *trains*: Megatron-LM's own loop starts from it with `--use-checkpoint-args`, and the loss falls within three
-  iterations. The wheel of megatron-core has the loop from 0.17 on; that of 0.16 was not tried.
+  iterations. The wheel of megatron-core has the loop from 0.17 on; for 0.16 a checkout of Megatron-LM at core_v0.16.1
+  lends it (`-- --megatron-lm DIR`).
 - *exports*: what was imported comes back, every tensor compared bit for bit.
 """
 VERSIONS = ("megatron-bridge", "megatron-core", "transformers", "torch")
