@@ -54,6 +54,7 @@ def provide_model(
     args = get_args()
     config = given.get("config") or arguments.core_transformer_config_from_args(args)
     groups = {name: given[name] for name in ("pg_collection",) if given.get(name) is not None}
+    same_name = ("position_embedding_type", "rotary_base", "rotary_percent")
     return GPTModel(
         config=config,
         transformer_layer_spec=layer_spec(args, config, vp_stage),
@@ -62,9 +63,7 @@ def provide_model(
         pre_process=pre_process,
         post_process=post_process,
         share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
-        position_embedding_type=args.position_embedding_type,
-        rotary_percent=args.rotary_percent,
-        rotary_base=args.rotary_base,
+        **{name: getattr(args, name) for name in same_name},
         rope_scaling=args.use_rope_scaling,
         # Megatron-LM's own builder drops this flag (core 0.19.2, `megatron/training/argument_utils.py`,
         # `gpt_config_from_args`) and trains every model with Llama 3.1's factor, 8; Llama 3.2 has 32.

@@ -266,17 +266,13 @@ def training(hf_model, gloo):
 
     def load(**paths):
         state = GlobalState()
+        given = {key: str(path) for key, path in paths.items()}
         state.cfg = ConfigContainer(
+            **dict.fromkeys(("train", "ddp", "scheduler", "dataset", "tokenizer", "dist")),
+            checkpoint=CheckpointConfig(ckpt_format="torch_dist", **given),
             model=provider,
-            train=None,
-            optimizer=OptimizerConfig(use_distributed_optimizer=False),
-            ddp=None,
-            scheduler=None,
-            dataset=None,
             logger=LoggerConfig(),
-            tokenizer=None,
-            checkpoint=CheckpointConfig(ckpt_format="torch_dist", **{key: str(path) for key, path in paths.items()}),
-            dist=None,
+            optimizer=OptimizerConfig(use_distributed_optimizer=False),
         )
         iteration, _ = checkpointing.load_checkpoint(state, model, None, None)
         return iteration, model[0].embedding.word_embeddings.weight
