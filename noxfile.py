@@ -89,6 +89,18 @@ for platform in ("cpu", "cuda", "rocm"):
     _functional_on(platform)
 
 
+# The wheel of megatron-core 0.16 has no `megatron.training`.
+@nox.session(python=PYTHON)
+@nox.parametrize(
+    "version", [nox.param(v, id=each.megatron_core) for v, each in RELEASES.items() if each.megatron_core >= "0.17"]
+)
+def functional_versions(session: nox.Session, version: str) -> None:
+    """Run rows of the matrix with this Megatron Core and the release of Bridge that goes with it."""
+    _install_release(session, version, Path("dist", "compatibility"))
+    session.install(*_group("tools"))
+    _pytest(session, "tests/functional", "--platform=cpu", "--row=llama-3-1-rank", "--row=llama-3-tp2")
+
+
 @nox.session(python=PYTHON, requires=["build"])
 def quickstart(session: nox.Session) -> None:
     """Show the whole way from a Hugging Face checkpoint to Megatron-LM and back."""
@@ -104,20 +116,25 @@ def compatibility(session: nox.Session, version: str) -> None:
     `--megatron-lm DIR` is a checkout of Megatron-LM for megatron-core 0.16, whose wheel has no training loop.
     """
     rows = Path("dist", "compatibility")
-    torch = [each for each in _group("functional") if each.startswith("torch==")]
-    pins = [f"megatron-core=={RELEASES[version].megatron_core}", f"transformers=={RELEASES[version].transformers}"]
-    session.install(*_group("fork"))
-    build = ["python", "-m", "fork", "build", f"--out={rows}", f"--upstream={version}"]
-    wheel = session.run_install(*build, silent=True, stderr=None)
-    if wheel:
-        session.install(wheel.strip(), *pins, *torch)
-        session.install("--force-reinstall", "--no-deps", wheel.strip())
+    _install_release(session, version, rows)
     try:
         checkout = _arguments(session)[0].megatron_lm
         option = [f"--megatron-lm={checkout}"] if checkout else []
         session.run("python", "tests/compatibility/check.py", *option, str(rows / f"{version}.json"))
     finally:
         session.run("python", "tests/compatibility/table.py", str(rows), "docs/compatibility.md")
+
+
+def _install_release(session: nox.Session, version: str, folder: Path) -> None:
+    """Builds on this release of upstream, and installs that with what goes with it."""
+    torch = [each for each in _group("functional") if each.startswith("torch==")]
+    pins = [f"megatron-core=={RELEASES[version].megatron_core}", f"transformers=={RELEASES[version].transformers}"]
+    session.install(*_group("fork"))
+    build = ["python", "-m", "fork", "build", f"--out={folder}", f"--upstream={version}"]
+    wheel = session.run_install(*build, silent=True, stderr=None)
+    if wheel:
+        session.install(wheel.strip(), *pins, *torch)
+        session.install("--force-reinstall", "--no-deps", wheel.strip())
 
 
 def _group(name: str) -> list[str]:

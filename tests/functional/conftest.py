@@ -23,6 +23,7 @@ from rich.console import Console  # noqa: E402
 
 
 RESULTS = pytest.StashKey[list[report.Result]]()
+ROWS = pytest.StashKey[list[matrix.Row]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,17 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[steps.PLATFORM_VARIABLE] = config.option.platform
     try:
         steps.host()
-    except platforms.PlatformError as error:
+        config.stash[ROWS] = matrix.rows(config.option.row, config.option.all)
+    except (platforms.PlatformError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of each row."""
     if "row" in metafunc.fixturenames:
-        try:
-            rows = matrix.rows(metafunc.config.option.row, metafunc.config.option.all)
-        except ValueError as error:
-            raise pytest.UsageError(str(error)) from None
+        rows = metafunc.config.stash[ROWS]
         metafunc.parametrize("row", rows, ids=[row.name for row in rows])
 
 
