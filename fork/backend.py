@@ -33,6 +33,11 @@ def version(upstream: Upstream) -> str:
     return f"{upstream.version}+release.{RELEASE}"
 
 
+def stem(upstream: Upstream) -> str:
+    """Returns what the names of files made over `upstream` begin with."""
+    return f"megatron_bridge-{version(upstream)}"
+
+
 def build(
     folder: Path,
     upstream: Upstream = LATEST,
@@ -52,12 +57,12 @@ def build(
     Raises:
         ForkError: upstream's wheel can't be had, or an edit doesn't find its place.
     """
-    target = folder / f"megatron_bridge-{version(upstream)}-py3-none-any.whl"
+    target = folder / f"{stem(upstream)}-py3-none-any.whl"
     try:
         with tempfile.TemporaryDirectory() as scratch:
             packed = Path(scratch, target.name)
             _make(packed, upstream, obtain(upstream, given), stack.load() if changes is None else changes, modules)
-            return _publish(packed, folder)
+            return publish(packed, folder)
     except ForkError:
         # A wheel of an earlier build has the same name and would be taken for this one.
         if target.is_file():
@@ -73,11 +78,11 @@ def _make(target: Path, upstream: Upstream, source: Path, changes: Sequence[Chan
         made = max(entry.date_time for entry in wheel.infolist())
     touched = stack.apply(changes, root, modules, pristine=True)
     _mark(root, changes, touched, upstream)
-    info = root / f"megatron_bridge-{version(upstream)}.dist-info"
+    info = root / f"{stem(upstream)}.dist-info"
     (root / f"megatron_bridge-{upstream.version}.dist-info").rename(info)
     (info / "RECORD").unlink()
     _write_notice(info / "licenses" / "NOTICE", changes, touched, upstream)
-    _edit_metadata(info / "METADATA", changes, upstream)
+    edit_metadata(info / "METADATA", changes, upstream)
     _edit_generator(info / "WHEEL")
     _pack(root, target, made)
 
@@ -101,15 +106,18 @@ def _write_notice(path: Path, changes: Sequence[Change], touched: dict[str, list
         lines += [f"{change.name}: {' '.join(change.why.split())}"]
         for file, names in sorted(touched.items()):
             if change.name in names:
-                lines += [f"    {'new     ' if file in new else 'modified'} megatron/bridge/{file}"]
+                path_in_wheel = os.path.normpath(f"megatron/bridge/{file}")
+                lines += [f"    {'new     ' if file in new else 'modified'} {path_in_wheel}"]
         if change.requirements:
             lines += ["    modified METADATA (requirements)"]
+        if change.scripts:
+            lines += ["    modified entry_points.txt (console scripts)"]
         lines += [""]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines), "utf-8")
 
 
-def _edit_metadata(path: Path, changes: Sequence[Change], upstream: Upstream) -> None:
+def edit_metadata(path: Path, changes: Sequence[Change], upstream: Upstream) -> None:
     """Rewrites the version, the requirements and the licence files in METADATA; the rest stays as upstream has it."""
     header, blank, description = path.read_text("utf-8").partition("\n\n")
     asked, extras, kept = [], [], []
@@ -150,7 +158,7 @@ def _pack(root: Path, target: Path, made: tuple[int, ...]) -> None:
         wheel.write_files(root)
 
 
-def _publish(packed: Path, folder: Path) -> Path:
+def publish(packed: Path, folder: Path) -> Path:
     """Puts the finished file into `folder`, whole or not at all."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +185,7 @@ def build_wheel(
 
 def build_sdist(sdist_directory: str, config_settings: dict | None = None) -> str:
     """Packs what a build of the wheel needs: the stack, the new modules and the machinery, nothing of upstream."""
-    base = f"megatron_bridge-{version(LATEST)}"
+    base = stem(LATEST)
     files = [stack.REPOSITORY / name for name in ("LICENSE", "NOTICE", "README.md", "pyproject.toml")]
     for folder in ("fork", "patches", "src"):
         files += sorted(path for path in (stack.REPOSITORY / folder).rglob("*.py"))

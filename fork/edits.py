@@ -10,8 +10,9 @@ Nodes are `libcst.matchers`; `call`, `assign`, `imports`, `define`, `returns`, `
 ones.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import libcst as cst
 import libcst.matchers as m
@@ -29,13 +30,32 @@ class Edit:
         name: what the edit does and where, for messages.
         apply: takes the parsed file and returns the edited one; raises `EditError`.
         releases: specifier of the upstream releases that need the edit; empty for all.
+        scope: where its place is, for messages.
+        node: what its place is, for messages.
         shared: another change may have made the same edit before.
     """
 
     name: str
     apply: Callable[[cst.Module], cst.Module]
     releases: str = ""
+    scope: str = ""
+    node: syntax.Matcher | None = None
     shared: bool = False
+
+
+@dataclass(frozen=True)
+class Misplaced:
+    """An edit whose place is not where it was, or a file that is gone.
+
+    Attributes:
+        message: What was expected and what was found.
+        file: The file, relative to megatron/bridge.
+        edit: The edit; None if the file is gone.
+    """
+
+    message: str
+    file: str
+    edit: Edit | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +69,16 @@ class File:
         """Returns whether upstream's `release`, which may lack the file, needs the edits or some of them."""
         return not self.edits or any(covers(edit.releases, release) for edit in self.edits)
 
-    def apply(self, source: str, release: str, *, pristine: bool = False) -> str:
+    def apply(
+        self, source: str, release: str, *, pristine: bool = False, misplaced: list[Misplaced] | None = None
+    ) -> str:
         """Returns `source` with the edits that `release` needs.
 
         Args:
             source: the file.
             release: the version of upstream.
             pristine: the file is as upstream released it, so an edit whose result is there already is a mistake.
+            misplaced: takes the edits that don't find their place, and the others are made.
 
         Raises:
             EditError: an edit's place is missing or ambiguous.
@@ -68,7 +91,11 @@ class File:
                     if pristine and edited is tree and not edit.shared:
                         raise EditError("expected to change something, found the result there already")
                 except (EditError, cst.CSTValidationError, cst.ParserSyntaxError) as error:
-                    raise EditError(f"{self.path}: {edit.name}: {str(error).splitlines()[0]}") from None
+                    message = f"{self.path}: {edit.name}: {str(error).splitlines()[0]}"
+                    if misplaced is None:
+                        raise EditError(message) from None
+                    misplaced.append(Misplaced(message, self.path, edit))
+                    continue
                 tree = edited
         try:
             compile(tree.code, self.path, "exec", dont_inherit=True)
@@ -86,8 +113,9 @@ class Change:
         message: the commit message that upstream would get.
         why: one paragraph for the notice of modification and the pull request.
         edits: the files of upstream that change.
-        modules: new modules, paths relative to megatron/bridge.
+        modules: new modules, paths relative to megatron/bridge; "../name/x.py" lies beside that package.
         requirements: edits of the wheel's requirements, see `fork.requirements`.
+        scripts: commands that an installation gets, each with the function that it calls, as "module:function".
     """
 
     name: str
@@ -96,23 +124,35 @@ class Change:
     edits: Sequence[File] = ()
     modules: Sequence[str] = ()
     requirements: Sequence[RequirementEdit] = ()
+    scripts: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------
 
 
 class Node(m.MatchIfTrue):
-    """A matcher with a description for messages; it can be nested in other matchers."""
+    """A matcher with a description for messages; it can be nested in other matchers.
 
-    def __init__(self, description: str, matches: Callable[[cst.CSTNode], bool]):
+    Attributes:
+        description: What it matches.
+        kinds: The classes of node that it matches.
+        wanted: What `syntax.label` says of them.
+    """
+
+    def __init__(self, description: str, matches: Callable[[cst.CSTNode], bool], kinds: tuple[type, ...], wanted: str):
         super().__init__(matches)
-        self.description = description
+        self.description, self.kinds, self.wanted = description, kinds, wanted
 
 
 def call(function: str) -> Node:
     """A call of `function`, as it is written there: "get_checkpoint_name" or "torch.save"."""
     wanted = cst.parse_expression(function)
-    return Node(f"call of {function}", lambda node: isinstance(node, cst.Call) and syntax.same(node.func, wanted))
+    return Node(
+        f"call of {function}",
+        lambda node: isinstance(node, cst.Call) and syntax.same(node.func, wanted),
+        (cst.Call,),
+        function,
+    )
 
 
 def assign(target: str) -> Node:
@@ -124,7 +164,7 @@ def assign(target: str) -> Node:
             return any(syntax.same(each.target, wanted) for each in node.targets)
         return isinstance(node, cst.AnnAssign) and syntax.same(node.target, wanted)
 
-    return Node(f"assignment to {target}", matches)
+    return Node(f"assignment to {target}", matches, (cst.Assign, cst.AnnAssign), target)
 
 
 def imports(module: str) -> Node:
@@ -135,7 +175,7 @@ def imports(module: str) -> Node:
             return any(alias.evaluated_name == module for alias in node.names)
         return isinstance(node, cst.ImportFrom) and syntax.origin(node) == module
 
-    return Node(f"import of {module}", matches)
+    return Node(f"import of {module}", matches, (cst.Import, cst.ImportFrom), module)
 
 
 def define(name: str) -> Node:
@@ -143,24 +183,31 @@ def define(name: str) -> Node:
     return Node(
         f"definition of {name}",
         lambda node: isinstance(node, cst.FunctionDef | cst.ClassDef) and node.name.value == name,
+        syntax.DEFINITION,
+        name,
     )
 
 
 def returns() -> Node:
     """A return statement."""
-    return Node("return", lambda node: isinstance(node, cst.Return))
+    return Node("return", lambda node: isinstance(node, cst.Return), (cst.Return,), "return")
 
 
 def ifs(test: str) -> Node:
     """An `if` whose test is `test`."""
     wanted = cst.parse_expression(test)
-    return Node(f"if {syntax.fold(test)}", lambda node: isinstance(node, cst.If) and syntax.same(node.test, wanted))
+    return Node(
+        f"if {syntax.fold(test)}",
+        lambda node: isinstance(node, cst.If) and syntax.same(node.test, wanted),
+        (cst.If,),
+        test,
+    )
 
 
 def expression(source: str) -> Node:
     """An expression that is written as `source`, however it is formatted."""
     wanted = cst.parse_expression(source)
-    return Node(f"expression {syntax.fold(source)}", lambda node: syntax.same(node, wanted))
+    return Node(f"expression {syntax.fold(source)}", lambda node: syntax.same(node, wanted), (type(wanted),), source)
 
 
 # --- edits -----------------------------------------------------------------------------------------------------------
@@ -193,7 +240,7 @@ def add_parameter(
             edited = syntax.with_doc(edited, name, doc)
         return syntax.rewrite(module, {function: edited}, [path])
 
-    return Edit(f"add parameter {name} to {scope}", apply, releases)
+    return Edit(f"add parameter {name} to {scope}", apply, releases, scope)
 
 
 def pass_argument(scope: str, node: syntax.Matcher, argument: str, *, count: int = 1, releases: str = "") -> Edit:
@@ -213,7 +260,7 @@ def pass_argument(scope: str, node: syntax.Matcher, argument: str, *, count: int
                 table[place] = lambda inner: syntax.with_argument(inner, name, new.deep_clone())
         return syntax.rewrite(module, table, paths) if table else module
 
-    return Edit(f"pass {argument} in {_describe(node, scope)}", apply, releases)
+    return Edit(f"pass {argument} in {_describe(node, scope)}", apply, releases, scope, node)
 
 
 def replace(scope: str, node: syntax.Matcher, new: str, *, count: int = 1, releases: str = "") -> Edit:
@@ -222,7 +269,7 @@ def replace(scope: str, node: syntax.Matcher, new: str, *, count: int = 1, relea
     def apply(module: cst.Module) -> cst.Module:
         return _substitute(module, scope, node, new, count, keeps_place=False)
 
-    return Edit(f"replace {_describe(node, scope)}", apply, releases)
+    return Edit(f"replace {_describe(node, scope)}", apply, releases, scope, node)
 
 
 def wrap(scope: str, node: syntax.Matcher, template: str, *, count: int = 1, releases: str = "") -> Edit:
@@ -237,7 +284,7 @@ def wrap(scope: str, node: syntax.Matcher, template: str, *, count: int = 1, rel
     def apply(module: cst.Module) -> cst.Module:
         return _substitute(module, scope, node, template.replace("{}", syntax.HOLE), count, keeps_place=True)
 
-    return Edit(f"wrap {_describe(node, scope)}", apply, releases)
+    return Edit(f"wrap {_describe(node, scope)}", apply, releases, scope, node)
 
 
 def insert_before(scope: str, node: syntax.Matcher, statements: str, *, count: int = 1, releases: str = "") -> Edit:
@@ -246,6 +293,8 @@ def insert_before(scope: str, node: syntax.Matcher, statements: str, *, count: i
         f"insert before {_describe(node, scope)}",
         lambda module: _insert(module, scope, node, statements, count, before=True),
         releases,
+        scope,
+        node,
     )
 
 
@@ -255,6 +304,8 @@ def insert_after(scope: str, node: syntax.Matcher, statements: str, *, count: in
         f"insert after {_describe(node, scope)}",
         lambda module: _insert(module, scope, node, statements, count, before=False),
         releases,
+        scope,
+        node,
     )
 
 
@@ -274,7 +325,7 @@ def insert_first(scope: str, statements: str, *, releases: str = "") -> Edit:
         edited = body.with_changes(body=[*body.body[:at], *new, *body.body[at:]])
         return syntax.rewrite(module, {body: edited}, [(*path, body)])
 
-    return Edit(f"insert first in {scope}", apply, releases)
+    return Edit(f"insert first in {scope}", apply, releases, scope)
 
 
 def add_import(statement: str, *, releases: str = "") -> Edit:
@@ -303,8 +354,34 @@ def add_import(statement: str, *, releases: str = "") -> Edit:
 
 
 def _describe(node: syntax.Matcher, scope: str) -> str:
-    what = node.description if isinstance(node, Node) else syntax.fold(repr(node))
-    return f"{what} in {scope}" if scope else what
+    return f"{_told(node)} in {scope}" if scope else _told(node)
+
+
+def _told(node: object) -> str:
+    """A matcher for messages, without what it does not care about."""
+    if isinstance(node, Node):
+        return node.description
+    if isinstance(node, m.OneOf):
+        return " or ".join(map(_told, node.options))
+    if isinstance(node, m.MatchIfTrue | m.AtLeastN | m.AtMostN):
+        return "…"
+    if isinstance(node, list | tuple):
+        return f"[{', '.join(map(_told, node))}]"
+    if not is_dataclass(node):
+        return re.sub(r"(, )?\w+=DoNotCare\(\)", "", repr(node))
+    values = {each.name: getattr(node, each.name) for each in fields(node)}
+    cared = [f"{name}={_told(value)}" for name, value in values.items() if value is not m.DoNotCare()]
+    return f"{type(node).__name__}({', '.join(cared)})"
+
+
+def nodes(matcher: object) -> list[Node]:
+    """Returns the nodes with a description in a matcher, outermost first."""
+    if isinstance(matcher, Node):
+        return [matcher]
+    inner = matcher.options if isinstance(matcher, m.OneOf) else matcher if isinstance(matcher, list | tuple) else ()
+    if is_dataclass(matcher):
+        inner = [getattr(matcher, each.name) for each in fields(matcher)]
+    return [node for each in inner for node in nodes(each)]
 
 
 def _insert(

@@ -37,7 +37,10 @@ def move(package: str, extra: str, *, releases: str = "") -> RequirementEdit:
     """Moves the requirement of `package` from the base to `extra`."""
 
     def apply(requirements: list[Requirement]) -> list[Requirement]:
-        return [_into(each, extra) if _is_base(each, package) else each for each in _having(requirements, package)]
+        names = [each.name for each in requirements if f'extra == "{extra}"' in str(each.marker or "")]
+        if any(_same(name, package) for name in names) and not any(_is_base(each, package) for each in requirements):
+            return requirements
+        return [into(each, extra) if _is_base(each, package) else each for each in _having(requirements, package)]
 
     return RequirementEdit(f"move {package} to the extra {extra}", apply, releases)
 
@@ -46,12 +49,24 @@ def replace(package: str, *new: str, releases: str = "") -> RequirementEdit:
     """Replaces the base's requirement of `package` by `new`; one for an extra says so in its marker."""
 
     def apply(requirements: list[Requirement]) -> list[Requirement]:
+        if all(Requirement(text) in requirements for text in new):
+            return requirements
         kept = []
         for each in _having(requirements, package):
             kept += [Requirement(text) for text in new] if _is_base(each, package) else [each]
         return kept
 
     return RequirementEdit(f"replace {package}", apply, releases)
+
+
+def add(requirement: str, *, releases: str = "") -> RequirementEdit:
+    """Adds `requirement` to the base; one that is there already stays as it is."""
+    new = Requirement(requirement)
+
+    def apply(requirements: list[Requirement]) -> list[Requirement]:
+        return requirements if any(_is_base(each, new.name) for each in requirements) else [*requirements, new]
+
+    return RequirementEdit(f"add {new.name}", apply, releases)
 
 
 def edit(requirements: Sequence[str], edits: Sequence[RequirementEdit], release: str) -> list[str]:
@@ -73,8 +88,11 @@ def extras(requirements: Sequence[str]) -> list[str]:
 
 
 def _is_base(requirement: Requirement, package: str) -> bool:
-    same = canonicalize_name(requirement.name) == canonicalize_name(package)
-    return same and "extra" not in str(requirement.marker or "")
+    return _same(requirement.name, package) and "extra" not in str(requirement.marker or "")
+
+
+def _same(one: str, other: str) -> bool:
+    return canonicalize_name(one) == canonicalize_name(other)
 
 
 def _having(requirements: list[Requirement], package: str) -> list[Requirement]:
@@ -83,7 +101,8 @@ def _having(requirements: list[Requirement], package: str) -> list[Requirement]:
     return requirements
 
 
-def _into(requirement: Requirement, extra: str) -> Requirement:
+def into(requirement: Requirement, extra: str) -> Requirement:
+    """Returns the requirement as one of `extra`."""
     spec = str(requirement).partition(";")[0].strip()
     marker = f"({requirement.marker}) and " if requirement.marker else ""
     return Requirement(f'{spec}; {marker}extra == "{extra}"')

@@ -5,9 +5,10 @@ import ast
 import importlib.util
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from fork.edits import Change
+from fork.edits import Change, Misplaced
 from fork.errors import EditError, ForkError
 
 
@@ -57,15 +58,24 @@ def read_release(package: Path) -> str:
 
 
 def apply(
-    changes: Sequence[Change], root: Path, modules: Path = MODULES, *, pristine: bool = False
+    changes: Sequence[Change],
+    root: Path,
+    modules: Path = MODULES,
+    *,
+    pristine: bool = False,
+    misplaced: list[Misplaced] | None = None,
 ) -> dict[str, list[str]]:
     """Lays `changes` over upstream at `root`; writes nothing unless every edit finds its place.
+
+    The requirements in a wheel's metadata are the build's.
 
     Args:
         changes: the stack, in order.
         root: an unpacked wheel or a checkout of upstream.
         modules: the folder that the changes' new modules are in.
         pristine: upstream is as it was released: what an edit or a new module would add must not be there yet.
+        misplaced: takes every edit that doesn't find its place, where otherwise the first of them is an error; nothing
+            is written if there is one.
 
     Returns:
         The names of the changes that touch each file, edited or new, by its path relative to megatron/bridge.
@@ -82,31 +92,61 @@ def apply(
         for file in change.edits:
             if not file.covers(release):
                 continue
-            before = sources[file.path] if file.path in sources else _read(package / file.path, change, file.path)
+            if file.path not in sources and not (package / file.path).is_file():
+                message = f"change {change.name}: expected the file {file.path} in upstream, found none"
+                if misplaced is None:
+                    raise EditError(f"{message}; adjust the path in patches/")
+                misplaced.append(Misplaced(message, file.path))
+                continue
+            before = sources[file.path] if file.path in sources else (package / file.path).read_text("utf-8")
+            found: list[Misplaced] | None = None if misplaced is None else []
             try:
-                sources[file.path] = file.apply(before, release, pristine=pristine)
+                sources[file.path] = file.apply(before, release, pristine=pristine, misplaced=found)
             except EditError as error:
                 remedy = f"look at megatron-bridge {release} and adjust the edit in patches/"
                 raise EditError(f"change {change.name}: {error}; {remedy}") from None
+            for each in found or ():
+                misplaced.append(replace(each, message=f"change {change.name}: {each.message}"))
             if sources[file.path] != before:
                 touched.setdefault(file.path, []).append(change.name)
         for module in change.modules:
             _check_module(change, modules / module, package / module, pristine)
             touched.setdefault(module, []).append(change.name)
+    if misplaced:
+        return {}
+    project = _edit_project(changes, root, release)
     for path in touched:
         if path in sources:
             (package / path).write_text(sources[path], "utf-8")
         else:
             (package / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(modules / path, package / path)
+    for path, text in project.items():
+        path.write_text(text, "utf-8")
     return touched
 
 
-def _read(path: Path, change: Change, name: str) -> str:
-    if not path.is_file():
-        found = f"expected the file {name} in upstream, found none"
-        raise EditError(f"change {change.name}: {found}; adjust the path in patches/")
-    return path.read_text("utf-8")
+def _edit_project(changes: Sequence[Change], root: Path, release: str) -> dict[Path, str]:
+    """Returns the file that holds the console scripts, and in a checkout the requirements, with those of `changes`."""
+    checkout = root / "pyproject.toml"
+    if checkout.is_file():
+        # Here and not above, for a build of the wheel does without its library.
+        from fork import pyproject
+
+        text = checkout.read_text("utf-8")
+        edited = pyproject.edit(text, changes, release)
+        return {checkout: edited} if edited != text else {}
+    lines = [f"{name} = {script}" for change in changes for name, script in change.scripts.items()]
+    points = [path.with_name("entry_points.txt") for path in root.glob("megatron_bridge-*.dist-info/METADATA")]
+    return {path: _with_section(path, "[console_scripts]", lines) for path in points if lines}
+
+
+def _with_section(path: Path, section: str, lines: Sequence[str]) -> str:
+    text = path.read_text("utf-8") if path.is_file() else ""
+    added = "\n".join(["", section, *lines, ""])
+    if section in text and added not in text:
+        raise ForkError(f"{path} has a section {section} already; add our scripts to it in fork/stack.py")
+    return text if added in text else text + added
 
 
 def _check_module(change: Change, source: Path, target: Path, pristine: bool) -> None:

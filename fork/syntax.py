@@ -111,6 +111,28 @@ def fold(source: str) -> str:
     return re.sub(r"\s+", " ", source).strip()
 
 
+def label(node: cst.CSTNode) -> str:
+    """Returns what names a node among those of its kind, on one line: the function of a call, the test of an if."""
+    match node:
+        case cst.Call():
+            return fold(code(node.func))
+        case cst.Assign():
+            return ", ".join(fold(code(each.target)) for each in node.targets)
+        case cst.AnnAssign():
+            return fold(code(node.target))
+        case cst.If():
+            return fold(code(node.test))
+        case cst.FunctionDef() | cst.ClassDef():
+            return node.name.value
+        case cst.ImportFrom():
+            return origin(node)
+        case cst.Import():
+            return ", ".join(alias.evaluated_name for alias in node.names)
+        case cst.Expr():
+            return label(node.value)
+    return fold(code(node))
+
+
 def bare(parameter: cst.Param) -> str:
     """The parameter without the comma and white space after it."""
     return code(
@@ -175,6 +197,8 @@ def run_through(path: Path, wanted: Sequence[cst.BaseStatement]) -> Sequence[cst
 def parse_statements(source: str) -> list[cst.BaseStatement]:
     """Returns the statements of `source`, whose indentation as a whole doesn't matter."""
     module = cst.parse_module(textwrap.dedent(source).strip("\n") + "\n")
+    # A blank line stays one, without white space, however deep the statements go.
+    module = m.replace(module, m.EmptyLine(comment=None), cst.EmptyLine(indent=False))
     first, *rest = module.body
     return [first.with_changes(leading_lines=[*module.header, *first.leading_lines]), *rest]
 
@@ -191,8 +215,8 @@ def statement(path: Path) -> tuple[cst.CSTNode, cst.BaseStatement]:
 
 
 def split_blank(lines: Sequence[cst.EmptyLine]) -> tuple[list[cst.EmptyLine], list[cst.EmptyLine]]:
-    """Leading lines as (blank lines, the comments from the first one on)."""
-    at = next((index for index, line in enumerate(lines) if line.comment), len(lines))
+    """Leading lines as (those up to the last blank one, the comments of the statement itself)."""
+    at = next((at for at in range(len(lines), 0, -1) if not lines[at - 1].comment), 0)
     return list(lines[:at]), list(lines[at:])
 
 

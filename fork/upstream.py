@@ -2,6 +2,7 @@
 """The releases of upstream that the stack is laid over, pinned by hash, and how a build gets their wheels."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,12 @@ class Upstream:
     sha256: str
     megatron_core: str
     transformers: str
+
+    @property
+    def line(self) -> str:
+        """The release as a line of the table below."""
+        values = ", ".join(f'"{each}"' for each in (self.version, self.sha256, self.megatron_core, self.transformers))
+        return f"        Upstream({values}),\n"
 
     @property
     def wheel(self) -> str:
@@ -109,21 +116,8 @@ def _pip_download(upstream: Upstream, folder: Path) -> Path:
     # A hash here lets pip choose, among files of this version on several indexes, the one that is meant.
     requirements = folder / "requirements.txt"
     requirements.write_text(f"megatron-bridge=={upstream.version} --hash=sha256:{upstream.sha256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--no-input",
-        "-vv",
-        "download",
-        "--no-deps",
-    ]
-    command += ["--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder), "-r", str(requirements)]
-    # A pip that builds this project tells the pips that it starts about its own build; this one is none of them.
-    environment = {name: value for name, value in os.environ.items() if name != "PIP_BUILD_TRACKER"}
     print(f"downloading {upstream.wheel}", file=sys.stderr)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = _pip("-vv", "download", "--dest", str(folder), "-r", str(requirements))
     if done.returncode == 0:
         return folder / upstream.wheel
     said = done.stdout + done.stderr
@@ -134,10 +128,35 @@ def _pip_download(upstream: Upstream, folder: Path) -> Path:
             f"the index has megatron-bridge {upstream.version} with sha256 {got[1]}, expected {upstream.sha256}; "
             f"let pip use PyPI or a true mirror of it, or give {remedy}"
         )
+    raise UpstreamError(
+        f"can't download megatron-bridge {upstream.version}: pip says {_cause(said)!r}; "
+        f"check the network and pip's index, or give {remedy}"
+    )
+
+
+def find(requirement: str) -> dict:
+    """Returns what pip would install for `requirement`, by the entries of pip's installation report.
+
+    Raises:
+        UpstreamError: pip finds nothing.
+    """
+    done = _pip("-q", "install", "--dry-run", "--ignore-installed", "--report", "-", requirement)
+    if done.returncode:
+        cause = _cause(done.stdout + done.stderr)
+        raise UpstreamError(f"can't find {requirement}: pip says {cause!r}; check the network and pip's index")
+    return json.loads(done.stdout)["install"][0]
+
+
+def _pip(verbosity: str, command: str, *options: str) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", verbosity, command, "--no-deps"]
+    line += ["--only-binary=:all:", "--ignore-requires-python", *options]
+    # A pip that builds this project tells the pips that it starts about its own build; this one is none of them.
+    environment = {name: value for name, value in os.environ.items() if name != "PIP_BUILD_TRACKER"}
+    return subprocess.run(line, capture_output=True, text=True, env=environment)
+
+
+def _cause(said: str) -> str:
     # That a host was not reached tells more than pip's last line, that there is no matching distribution.
     causes = re.findall(r"Could not fetch URL (.*?)(?: - skipping)?$", said, re.MULTILINE)
     causes += re.findall(r"^\s*ERROR: (.*)", said, re.MULTILINE)[-1:] or said.splitlines()[-1:] or ["nothing"]
-    raise UpstreamError(
-        f"can't download megatron-bridge {upstream.version}: pip says {causes[0].strip()!r}; "
-        f"check the network and pip's index, or give {remedy}"
-    )
+    return causes[0].strip()

@@ -196,5 +196,7 @@ def test_sdist_holds_the_stack_and_nothing_of_upstream(tmp_path: Path):
     assert name == f"{base}.tar.gz"
     assert {"PKG-INFO", "pyproject.toml", "LICENSE", "NOTICE", "fork/backend.py"} <= names
     changes = stack.load()
-    assert {f"src/megatron/bridge/{module}" for change in changes for module in change.modules} <= names
+    assert {
+        os.path.normpath(f"src/megatron/bridge/{module}") for change in changes for module in change.modules
+    } <= names
     assert str(metadata.version) == backend.version(LATEST)

@@ -340,6 +340,26 @@ CASES = {
         "self.x = y[0]\n",
         "try:\n    self.x = y[0]\nexcept KeyError:\n    self.x = None\n",
     ),
+    "insert before: a comment that a blank line parts from the statement stays above": (
+        [insert_before("", assign("y"), "log()")],
+        """
+        if a:
+            x = 1
+        # else: there is none
+
+        # theirs
+        y = 1
+        """,
+        """
+        if a:
+            x = 1
+        # else: there is none
+
+        log()
+        # theirs
+        y = 1
+        """,
+    ),
     "insert before: blank lines above, comments with their statement": (
         [insert_before("", ifs("a and b"), "# mine\nlog()")],
         """

@@ -35,3 +35,8 @@ def test_edits_apply_to_the_releases_that_they_cover():
     edit = requirements.replace("x", "y", releases="<1")
     assert requirements.edit(["x"], [edit], "1.0") == ["x"]
     assert requirements.edit(["x"], [edit], "0.9") == ["y"]
+
+
+def test_add_keeps_what_is_there():
+    added = [requirements.add("x"), requirements.add("y")]
+    assert requirements.edit(["x>=2", 'y; extra == "audio"'], added, "1.0") == ["x>=2", 'y; extra == "audio"', "y"]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laying the stack over a folder: where it goes, what it says it touched, and what it refuses before it writes."""
 
+import os
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +103,29 @@ def test_folder_that_is_not_upstream_is_refused(tmp_path: Path, change: Change):
         stack.apply([change], tmp_path)
 
 
+def test_scripts_are_added_once(root: Path):
+    scripted = Change("c", "", "", scripts={"bridge": "megatron.bridge_cli.main:main"})
+    points = next(root.rglob("entry_points.txt"))
+    before = points.read_text()
+    checkout = root / "pyproject.toml"
+    if "src" in str(points):
+        checkout.write_text(
+            '[project]\n[tool.setuptools.packages.find]\ninclude = ["megatron.bridge", "megatron.bridge.*"]\n'
+        )
+    for _ in range(2):
+        stack.apply([scripted], root)
+        if checkout.exists():
+            parsed = tomllib.loads(checkout.read_text())
+            assert parsed["project"]["scripts"] == {"bridge": "megatron.bridge_cli.main:main"}
+            packages = parsed["tool"]["setuptools"]["packages"]["find"]["include"]
+            assert packages == ["megatron.bridge", "megatron.bridge.*"]
+        else:
+            assert points.read_text() == before + "\n[console_scripts]\nbridge = megatron.bridge_cli.main:main\n"
+    other = replace(scripted, scripts={"bridge": "megatron.bridge_cli.other:main"})
+    with pytest.raises(ForkError, match="has a section .*scripts] already|expected no script bridge, found megatron"):
+        stack.apply([other], root)
+
+
 def test_load_goes_by_the_numbers(tmp_path: Path):
     for file, name in [("10_last", "last"), ("02_first", "first"), ("helper", "helper")]:
         (tmp_path / f"{file}.py").write_text(PATCH.format(name=name))
@@ -124,7 +149,7 @@ def test_every_change_of_the_stack_says_what_a_commit_needs():
 
 def test_every_new_module_belongs_to_one_change():
     owned = [module for change in stack.load() for module in change.modules]
-    there = [str(path.relative_to(stack.MODULES)) for path in stack.MODULES.rglob("*.py")]
+    there = [os.path.relpath(path, stack.MODULES) for path in stack.MODULES.parent.rglob("*.py")]
     assert sorted(owned) == sorted(there)
 
 
