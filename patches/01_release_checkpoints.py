@@ -77,6 +77,26 @@ LOADING = [
             "_load_base_checkpoint": "",
         }.items()
     ),
+    # Adapters that are to be saved next to their release: there are none to resume from yet.
+    insert_before(
+        "_load_checkpoint_from_path",
+        ifs('is_peft_resume and "sharded_state_dict" in load_kwargs'),
+        'if is_peft_resume and ckpt_format == "torch_dist" and release:\n'
+        '    print_rank_0(f" {load_dir} holds a release and no adapters: starting with fresh ones")\n'
+        "    return 0, 0\n",
+    ),
+]
+
+ADAPTERS = [
+    add_import("from megatron.bridge.training import release_checkpoint"),
+    insert_before(
+        "_create_peft_pre_wrap_hook.peft_pre_wrap_hook",
+        assign("cfg.checkpoint.finetune"),
+        "# What is loaded after this tells adapters from base weights by their paths.\n"
+        "cfg.checkpoint.pretrained_checkpoint = release_checkpoint.base_of_adapters(\n"
+        "    cfg.checkpoint.pretrained_checkpoint\n"
+        ")",
+    ),
 ]
 
 CONVERSION = [
@@ -110,7 +130,7 @@ CONVERSION = [
         "from megatron.bridge.models.conversion.hf_checkpoint import check_hf_checkpoint, has_tokenizer\n"
         "from megatron.bridge.training.release_checkpoint import check_release_target\n"
         "\n"
-        "check_hf_checkpoint(hf_model_id)\n"
+        'check_hf_checkpoint(hf_model_id, kwargs.get("trust_remote_code"))\n'
         "if release:\n"
         "    check_release_target(megatron_path)\n",
     ),
@@ -167,7 +187,7 @@ MODEL_LOAD_SAVE = [
 change = Change(
     name="release-checkpoints",
     message="""\
-fix(ckpt): write release checkpoints that Megatron-LM fine-tunes from
+fix(ckpt)!: write release checkpoints that Megatron-LM fine-tunes from
 
 `AutoBridge.import_ckpt` wrote `iter_0000000/` with the tracker `0` and no
 Megatron-LM args. Megatron-LM could not start from that: up to core 0.15 it
@@ -185,8 +205,22 @@ reader of a checkpoint root finds the payload through one function.
     ),
     edits=[
         File("training/checkpointing.py", [*SAVING, *LOADING]),
+        File("training/setup.py", ADAPTERS),
         File("training/model_load_save.py", MODEL_LOAD_SAVE),
         File("models/conversion/auto_bridge.py", CONVERSION),
+        File(
+            "models/hf_pretrained/state.py",
+            [
+                add_import(
+                    "from megatron.bridge.models.conversion.hf_checkpoint import is_finite, warn_of_non_finite"
+                ),
+                insert_before(
+                    "SafeTensorsStateSource.load_tensors",
+                    m.Return(value=m.Name("loaded_tensors")),
+                    "warn_of_non_finite(name for name, tensor in loaded_tensors.items() if not is_finite(tensor))",
+                ),
+            ],
+        ),
         File(
             "training/utils/checkpoint_utils.py",
             [
@@ -244,5 +278,6 @@ reader of a checkpoint root finds the payload through one function.
         "training/mlm_compat/checkpoint_args.py",
         "training/mlm_compat/load_model.py",
         "models/conversion/hf_checkpoint.py",
+        "../bridge_cli/launch_flags.py",
     ],
 )

@@ -49,13 +49,13 @@ BROKEN = {
         "holds a list, expected an object",
     ),
     "no weights": (lambda hf: [p.unlink() for p in hf.glob("model*")], FileNotFoundError, "has no weights"),
-    "shard missing": (lambda hf: (hf / SHARD).unlink(), FileNotFoundError, f"names {SHARD}, which is not there"),
+    "shard missing": (lambda hf: (hf / SHARD).unlink(), FileNotFoundError, f"names {SHARD!r}, which is not there"),
     "shard cut short": (lambda hf: truncate(hf / SHARD, 5000), ValueError, f"{SHARD} is truncated or damaged"),
     "shard empty": (lambda hf: truncate(hf / SHARD, 0), ValueError, f"{SHARD} is truncated or damaged"),
     "tensor missing": (
         lambda hf: rewrite(hf / INDEX, lambda index: index["weight_map"].update({"extra": SHARD})),
         ValueError,
-        f"{SHARD} lacks extra",
+        f"{SHARD} lacks 'extra'",
     ),
     "index empty": (lambda hf: (hf / INDEX).write_text("{}"), ValueError, "has no weight_map"),
     "shard outside": (

@@ -108,7 +108,7 @@ def test_import_prints_the_command_line(hf_model, tmp_path, capsys):
     assert " ".join(megatron_lm_flags(args)) in printed
 
 
-def test_release_false_writes_what_upstream_writes(hf_model, tmp_path, release):
+def test_release_false_writes_iteration_0(hf_model, tmp_path, release):
     AutoBridge.import_ckpt(hf_model, tmp_path, release=False)
     assert {path.name for path in tmp_path.iterdir()} == {"iter_0000000", TRACKER, "latest_train_state.pt"}
     assert (tmp_path / TRACKER).read_text() == "0"
@@ -132,7 +132,7 @@ def test_both_ways_to_save_write_the_same_release(hf_model, tmp_path, release, g
     assert read_megatron_lm_args(tmp_path) == read_megatron_lm_args(release)
 
 
-def test_save_megatron_model_keeps_upstreams_layout_unless_told(hf_model, tmp_path, gloo):
+def test_save_megatron_model_writes_iteration_0_unless_told(hf_model, tmp_path, gloo):
     bridge = AutoBridge.from_hf_pretrained(hf_model)
     model = bridge.to_megatron_model(wrap_with_ddp=False, use_cpu_initialization=True)
     bridge.save_megatron_model(model, tmp_path)

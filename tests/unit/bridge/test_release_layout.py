@@ -65,7 +65,7 @@ def test_a_release_replaces_a_release(tmp_path):
     assert entries(tmp_path) == {"release", "release/metadata.json", TRACKER}
 
 
-def test_a_release_takes_over_from_upstreams_layout_and_removes_the_tracker_that_contradicts_it(tmp_path):
+def test_a_release_takes_over_from_iteration_0_and_removes_the_tracker_that_contradicts_it(tmp_path):
     old = write_iteration(tmp_path, 0, tracker="0", train_state=0)
     write_release(tmp_path, "new")
     assert (tmp_path / TRACKER).read_text() == "release"
@@ -101,6 +101,21 @@ def test_a_release_folder_behind_a_symlink_is_left_to_its_owner(tmp_path):
     assert (root / "release/metadata.json").read_text() == "new"
 
 
+def test_links_that_lie_where_an_import_writes_are_not_followed(tmp_path):
+    victim, folder, root = tmp_path / "victim", tmp_path / "folder", tmp_path / "out"
+    victim.write_text("kept")
+    folder.mkdir()
+    (folder / "file").write_text("kept")
+    root.mkdir()
+    (root / f"{TRACKER}.incomplete").symlink_to(victim)
+    (root / rc.STAGING_DIR).symlink_to(folder)
+    (root / rc.REPLACED_DIR).symlink_to(folder)
+    write_release(root, "payload")
+    assert victim.read_text() == "kept" and (folder / "file").read_text() == "kept"
+    assert not (root / "release").is_symlink() and (root / "release/metadata.json").read_text() == "payload"
+    assert {path.name for path in root.iterdir()} == {"release", TRACKER}
+
+
 def test_a_symlinked_root_is_written_through(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -125,7 +140,12 @@ def kill_at(monkeypatch, step):
 
         return wrapper
 
-    for owner, names in ((Path, ("rename", "replace", "unlink", "write_text", "mkdir")), (shutil, ("rmtree",))):
+    changes = (
+        (Path, ("rename", "replace", "unlink", "mkdir")),
+        (shutil, ("rmtree",)),
+        (rc, ("_exchange", "_write_new")),
+    )
+    for owner, names in changes:
         for name in names:
             monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
     return done
@@ -134,14 +154,25 @@ def kill_at(monkeypatch, step):
 BEFORE = {
     "nothing": lambda root: None,
     "a release": lambda root: write_release(root, "old"),
-    "upstream's layout": lambda root: write_iteration(root, 0, tracker="0", train_state=0),
+    "iteration 0": lambda root: write_iteration(root, 0, tracker="0", train_state=0),
     "a crashed import": lambda root: (root / rc.STAGING_DIR / "rest").mkdir(parents=True),
 }
 
 
+@pytest.fixture(params=["exchange", "two renames"])
+def exchanges(request, monkeypatch):
+    """Whether the file system can swap two folders in one step, as that of the tests can."""
+    if request.param == "two renames":
+        monkeypatch.setattr(rc, "_exchange", lambda *args: False)
+    return request.param == "exchange"
+
+
 @pytest.mark.parametrize("before", BEFORE)
-@pytest.mark.parametrize("step", range(14))
-def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new_one_or_none(tmp_path, monkeypatch, before, step):
+@pytest.mark.parametrize("step", range(18))
+def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new_one_or_none(
+    tmp_path, monkeypatch, before, step, exchanges, record_property
+):
+    record_property("count of publications of a release killed, at each change in turn", 1)
     root = tmp_path / "out"
     BEFORE[before](root)
     with monkeypatch.context() as patch:
@@ -152,19 +183,79 @@ def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new_one_or_none(tmp
     if tracker.exists():
         named = Path(rc.resolve_checkpoint(root))
         assert (named / "metadata.json").read_text() in {"old", "new", "iteration 0"}
-    assert tracker.exists() or before != "upstream's layout"
+    assert tracker.exists() or before not in ("iteration 0", *(["a release"] if exchanges else []))
 
     write_release(root, "next")
     assert (Path(rc.resolve_checkpoint(root)) / "metadata.json").read_text() == "next"
     assert entries(root) <= {"release", "release/metadata.json", TRACKER, "iter_0000000", "iter_0000000/metadata.json"}
 
 
-def test_the_steps_above_are_all_of_them(tmp_path, monkeypatch):
+def test_the_steps_above_are_all_of_them(tmp_path, monkeypatch, exchanges):
     write_release(tmp_path, "old")
     with monkeypatch.context() as patch:
         done = kill_at(patch, 100)
         write_release(tmp_path, "new")
-    assert 5 < len(done) <= 14
+    assert 5 < len(done) <= 18
+
+
+def test_a_disk_that_is_full_at_the_tracker_leaves_the_old_release(tmp_path, monkeypatch, exchanges):
+    def disk_full(*args):
+        raise OSError(28, "No space left on device")
+
+    write_release(tmp_path, "old")
+    with (
+        pytest.raises(OSError, match="No space left"),
+        monkeypatch.context() as patch,
+        rc.discarded_on_error(tmp_path),
+    ):
+        patch.setattr(rc, "_write_new", disk_full)
+        (Path(rc.stage_release(tmp_path)) / "metadata.json").touch()
+        rc.publish_release(tmp_path)
+    assert (tmp_path / "release/metadata.json").read_text() == "old"
+    assert entries(tmp_path) == {"release", "release/metadata.json", TRACKER}
+
+
+def test_an_old_release_that_can_not_be_removed_does_not_fail_the_import(tmp_path, monkeypatch, caplog):
+    def busy(*args):
+        raise OSError(39, "Directory not empty")
+
+    write_release(tmp_path, "old")
+    with monkeypatch.context() as patch:
+        (Path(rc.stage_release(tmp_path)) / "metadata.json").write_text("new")
+        patch.setattr(shutil, "rmtree", busy)
+        rc.publish_release(tmp_path)
+    assert "could not be removed, the next import tries again" in caplog.text
+    assert (Path(rc.resolve_checkpoint(tmp_path)) / "metadata.json").read_text() == "new"
+    write_release(tmp_path, "next")
+    assert entries(tmp_path) == {"release", "release/metadata.json", TRACKER}
+
+
+@pytest.fixture
+def removed_while_locked(monkeypatch):
+    """The folders that were removed since; another import can't lock one of them meanwhile."""
+
+    def other_import(folder):
+        with pytest.raises(FileExistsError, match="another process is writing"):
+            rc._lock(folder)
+        removed.append(folder)
+        remove(folder)
+
+    remove, removed = shutil.rmtree, []
+    monkeypatch.setattr(shutil, "rmtree", other_import)
+    return removed
+
+
+def test_the_old_release_is_no_leftover_while_its_successor_is_published(tmp_path, removed_while_locked):
+    write_release(tmp_path, "old")
+    assert removed_while_locked == []
+    write_release(tmp_path, "new")
+    assert removed_while_locked == [tmp_path / rc.STAGING_DIR]
+
+
+def test_what_is_discarded_is_still_locked(tmp_path, removed_while_locked):
+    rc.stage_release(tmp_path)
+    rc.discard_release(tmp_path)
+    assert removed_while_locked == [tmp_path / rc.STAGING_DIR]
 
 
 def test_two_imports_into_one_root_do_not_mix(tmp_path):

@@ -11,31 +11,24 @@ checkpoint that was there before, or none, never a tracker that names something 
 rename of folders, so over MultiStorageClient URLs the payload is written in place and only the order protects it.
 """
 
+import ctypes
 import errno
 import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core.msc_utils import MultiStorageClientFeature
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_args, megatron_lm_flags
-from megatron.bridge.training.utils.checkpoint_utils import (
-    TRACKER_PREFIX,
-    file_exists,
-    get_checkpoint_run_config_filename,
-    get_checkpoint_tracker_filename,
-    get_checkpoint_train_state_filename,
-    is_checkpoint_iteration_directory,
-    read_run_config,
-    read_train_state,
-)
+from megatron.bridge.training.utils import checkpoint_utils
 from megatron.bridge.utils.common_utils import get_rank_safe, print_rank_0
 
 
@@ -44,6 +37,10 @@ logger = logging.getLogger(__name__)
 RELEASE = "release"
 STAGING_DIR = "release.incomplete"
 REPLACED_DIR = "release.replaced"
+
+# Of Linux: fcntl.h and linux/fs.h.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 # State that a release checkpoint never holds: Megatron-LM starts a release at iteration 0 with its own optimizer,
 # scheduler and random numbers (megatron/training/checkpointing.py, load_checkpoint, core 0.19).
@@ -55,20 +52,16 @@ class _Staging:
     """A release checkpoint that is being written.
 
     Attributes:
-        lock: Descriptor of the staging folder. Its lock tells a running import from what a crash left behind.
+        locks: Descriptors of the folders that stand at ``release.incomplete``. Their locks tell a running import from
+            what a crash left behind.
         created: Folders that this import made above the payload, deepest last; removed if the import fails.
     """
 
-    lock: int | None = None
+    locks: list[int] = field(default_factory=list)
     created: list[Path] = field(default_factory=list)
 
 
 _open_stagings: dict[str, _Staging] = {}
-
-
-def iteration_dir(iteration: int) -> str:
-    """Return the folder name of a training iteration, as ``get_checkpoint_name`` of Megatron-LM spells it."""
-    return f"iter_{iteration:07d}"
 
 
 def check_release_target(root: str | os.PathLike) -> None:
@@ -121,8 +114,8 @@ def stage_release(root: str | os.PathLike) -> str:
     """
     # Both readers cache by path, and this path is about to hold another model. On every rank, for a rank that answers
     # from its cache would miss the broadcast of the others.
-    read_run_config.cache_clear()
-    read_train_state.cache_clear()
+    checkpoint_utils.read_run_config.cache_clear()
+    checkpoint_utils.read_train_state.cache_clear()
     error = None
     if get_rank_safe() == 0:
         try:
@@ -135,32 +128,43 @@ def stage_release(root: str | os.PathLike) -> str:
 
 
 def publish_release(root: str | os.PathLike) -> None:
-    """Make the staged payload the checkpoint of this root: rename it into place, then write the tracker.
+    """Make the staged payload the checkpoint of this root: move it into place, then write the tracker.
 
-    Called on rank 0 after every rank has written.
+    Called on rank 0 after every rank has written. Where the file system can swap two folders in one step, the tracker
+    names a whole release at every moment; elsewhere it is gone for the moment between two renames.
 
     Args:
         root: The root that was given to :func:`stage_release`.
     """
     path = _as_path(root)
-    train_state = _as_path(get_checkpoint_train_state_filename(str(root), prefix=TRACKER_PREFIX))
-    tracker = _as_path(get_checkpoint_tracker_filename(str(root)))
+    train_state = _as_path(_train_state_file(root))
+    tracker = _as_path(checkpoint_utils.get_checkpoint_tracker_filename(str(root)))
     if not isinstance(path, Path):
         train_state.unlink(missing_ok=True)
         tracker.write_text(RELEASE)
         return
     payload, staging, replaced = path / RELEASE, path / STAGING_DIR, path / REPLACED_DIR
     _sync_tree(staging)
+    # Before anything changes: the disk may be full.
+    new_tracker = _incomplete(tracker)
+    _write_new(new_tracker, RELEASE)
     # Bridge's own tracker would point its readers at an iteration of an earlier import.
     train_state.unlink(missing_ok=True)
-    if os.path.lexists(payload):
+    if not _exchange(root, staging, payload):
         _remove(replaced)
-        if read_tracker(root) == (0, True):
-            tracker.unlink()
-        payload.rename(replaced)
-    staging.rename(payload)
-    _write_atomically(tracker, RELEASE)
-    _remove(replaced)
+        if os.path.lexists(payload):
+            if read_tracker(root) == (0, True):
+                tracker.unlink()
+            payload.rename(replaced)
+        staging.rename(payload)
+    new_tracker.replace(tracker)
+    _sync(path)
+    for old in (staging, replaced):
+        try:
+            _remove(old)
+        except OSError as error:
+            # The new checkpoint is whole; a file that is open elsewhere keeps its folder on some network file systems.
+            logger.warning("%s could not be removed, the next import tries again: %s", old, error)
     _close_staging(root)
 
 
@@ -170,18 +174,23 @@ def discard_release(root: str | os.PathLike) -> None:
     Args:
         root: The root that was given to :func:`stage_release`.
     """
-    staging = _close_staging(root)
+    staging = _open_stagings.get(str(root))
     if staging is None:
         return
     path = _as_path(root)
-    if isinstance(path, Path):
-        _remove(path / STAGING_DIR)
-        for created in reversed(staging.created):
-            try:
-                created.rmdir()
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
-                    raise
+    try:
+        if isinstance(path, Path):
+            # Under the lock: another import could have taken over what is removed here.
+            _remove(path / STAGING_DIR)
+            _remove(_incomplete(Path(checkpoint_utils.get_checkpoint_tracker_filename(str(root)))))
+            for created in reversed(staging.created):
+                try:
+                    created.rmdir()
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                        raise
+    finally:
+        _close_staging(root)
 
 
 @contextmanager
@@ -193,6 +202,17 @@ def discarded_on_error(root: str | os.PathLike) -> Iterator[None]:
     """
     try:
         yield
+    except CheckpointException as error:
+        # It is no Exception, holds the tracebacks of all ranks, and is of the writer's making.
+        discard_release(root)
+        cause = next(iter(error.failures.values()))[0]
+        # PyTorch's zip writer puts an error of its own before what the system said.
+        while cause.__context__ is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise OSError(
+            getattr(cause, "errno", None) or errno.EIO,
+            f"{root} could not be written ({' '.join(str(cause).split())}): free space there, or choose another path",
+        ) from error
     except BaseException:
         discard_release(root)
         raise
@@ -227,7 +247,7 @@ def finalize_release(root: str | os.PathLike, cfg: Any) -> None:
     from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
 
     payload = str(_payload_being_written(root))
-    cfg.to_yaml(get_checkpoint_run_config_filename(payload))
+    cfg.to_yaml(checkpoint_utils.get_checkpoint_run_config_filename(payload))
     tokenizer = getattr(cfg.dataset, "tokenizer", None)
     if tokenizer is None and cfg.tokenizer is not None:
         tokenizer = build_tokenizer(cfg.tokenizer)
@@ -256,8 +276,37 @@ def run_config_folder(payload: str | os.PathLike) -> str:
     if not path.name.startswith("iter_") or not path.is_dir():
         return str(payload)
     release = str(path.parent / RELEASE)
-    own, beside = (file_exists(get_checkpoint_run_config_filename(folder)) for folder in (str(payload), release))
+    own, beside = (
+        checkpoint_utils.file_exists(checkpoint_utils.get_checkpoint_run_config_filename(folder))
+        for folder in (str(payload), release)
+    )
     return release if beside and not own else str(payload)
+
+
+def base_of_adapters(path: str | os.PathLike) -> str:
+    """Find the checkpoint that adapters are trained on. Collective: every rank calls it.
+
+    Adapters that are saved next to their release move its tracker on, so that the root no longer names their base.
+
+    Args:
+        path: What ``pretrained_checkpoint`` says: a checkpoint root, a payload or Hugging Face folder, or a URL.
+
+    Returns:
+        The release of a root whose tracker names that or adapters, otherwise ``path``.
+
+    Raises:
+        FileNotFoundError: The tracker names a folder that isn't there.
+    """
+    release = _as_path(path) / RELEASE
+    if not release.is_dir():
+        return str(path)
+    payload = resolve_checkpoint(path)
+    if payload == str(release):
+        return payload
+    run_config = checkpoint_utils.get_checkpoint_run_config_filename(payload)
+    if not checkpoint_utils.file_exists(run_config):
+        return str(path)
+    return str(path) if checkpoint_utils.read_run_config(run_config).get("peft") is None else str(release)
 
 
 def read_tracker(root: str | os.PathLike) -> tuple[int, bool] | None:
@@ -272,7 +321,7 @@ def read_tracker(root: str | os.PathLike) -> tuple[int, bool] | None:
     Raises:
         ValueError: The tracker holds neither a whole number nor ``release``.
     """
-    tracker = _as_path(get_checkpoint_tracker_filename(str(root)))
+    tracker = _as_path(checkpoint_utils.get_checkpoint_tracker_filename(str(root)))
     if not tracker.is_file():
         return None
     text = tracker.read_text().strip()
@@ -295,11 +344,11 @@ def train_state_tracker(root: str | os.PathLike) -> str:
     Returns:
         The path of the file, whether it exists or not, or ``""`` where the tracker contradicts it.
     """
-    filename = get_checkpoint_train_state_filename(str(root), prefix=TRACKER_PREFIX)
+    filename = _train_state_file(root)
     tracked = read_tracker(root)
-    if tracked is None or not file_exists(filename):
+    if tracked is None or not checkpoint_utils.file_exists(filename):
         return filename
-    if tracked == (read_train_state(filename).step, False):
+    if tracked == (checkpoint_utils.read_train_state(filename).step, False):
         return filename
     logger.warning("%s differs from the tracker beside it, which is newer: ignoring the former", filename)
     return ""
@@ -321,14 +370,18 @@ def resolve_checkpoint(path: str | os.PathLike) -> str:
         FileNotFoundError: The tracker names a folder that isn't there.
     """
     root = _as_path(path)
-    if is_checkpoint_iteration_directory(str(path)) or not root.is_dir():
+    if checkpoint_utils.is_checkpoint_iteration_directory(str(path)) or not root.is_dir():
         return str(path)
     tracked = read_tracker(path)
     if tracked is None:
-        filename = get_checkpoint_train_state_filename(str(path), prefix=TRACKER_PREFIX)
-        tracked = (read_train_state(filename).step, False) if file_exists(filename) else None
+        filename = _train_state_file(path)
+        tracked = (
+            (checkpoint_utils.read_train_state(filename).step, False)
+            if checkpoint_utils.file_exists(filename)
+            else None
+        )
     if tracked is not None:
-        payload = root / (RELEASE if tracked[1] else iteration_dir(tracked[0]))
+        payload = _as_path(checkpoint_utils.get_checkpoint_name(str(path), *tracked))
         if not payload.is_dir():
             raise FileNotFoundError(
                 f"the tracker of {path} names {payload.name}, which is not there: give the path of a checkpoint folder"
@@ -336,7 +389,7 @@ def resolve_checkpoint(path: str | os.PathLike) -> str:
         return str(payload)
     iterations = _saved_iterations(root)
     if iterations:
-        return str(root / iteration_dir(max(iterations)))
+        return checkpoint_utils.get_checkpoint_name(str(path), max(iterations))
     return str(root / RELEASE) if (root / RELEASE).is_dir() else str(path)
 
 
@@ -345,6 +398,11 @@ def _as_path(path: str | os.PathLike) -> Any:
     if MultiStorageClientFeature.is_enabled() and str(path).startswith("msc://"):
         return MultiStorageClientFeature.import_package().Path(str(path))
     return Path(path)
+
+
+def _train_state_file(root: str | os.PathLike) -> str:
+    """Return the path of ``latest_train_state.pt``, Bridge's own tracker."""
+    return checkpoint_utils.get_checkpoint_train_state_filename(str(root), prefix=checkpoint_utils.TRACKER_PREFIX)
 
 
 def _payload_being_written(root: str | os.PathLike) -> Any:
@@ -366,16 +424,22 @@ def _open_staging(root: str | os.PathLike) -> None:
         return
     _close_staging(root)
     staging = _Staging(created=[p for p in reversed((payload.parent, *payload.parent.parents)) if not p.exists()])
+    if payload.is_symlink() or payload.is_file():
+        # What lies behind a link is not this import's to clear.
+        payload.unlink()
     payload.mkdir(parents=True, exist_ok=True)
-    staging.lock = _lock(payload)
+    staging.locks.append(_lock(payload))
     _open_stagings[str(root)] = staging
     for leftover in payload.iterdir():
         _remove(leftover)
+    if read_tracker(root) == (0, True) and (payload.parent / RELEASE).is_dir():
+        # An import was killed when its release stood. What has no such successor stays until it has one.
+        _remove(payload.parent / REPLACED_DIR)
 
 
 def _clear_remote_release(root: str | os.PathLike, payload: Any) -> None:
     if read_tracker(root) == (0, True):
-        _as_path(get_checkpoint_tracker_filename(str(root))).unlink()
+        _as_path(checkpoint_utils.get_checkpoint_tracker_filename(str(root))).unlink()
     if payload.is_dir():
         for leftover in payload.rglob("*"):
             if leftover.is_file():
@@ -384,23 +448,42 @@ def _clear_remote_release(root: str | os.PathLike, payload: Any) -> None:
 
 def _close_staging(root: str | os.PathLike) -> _Staging | None:
     staging = _open_stagings.pop(str(root), None)
-    if staging is not None and staging.lock is not None:
-        os.close(staging.lock)
+    if staging is not None:
+        for descriptor in staging.locks:
+            os.close(descriptor)
     return staging
 
 
-def _lock(folder: Path) -> int | None:
-    """Lock a folder for as long as this process lives and holds the descriptor."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _exchange(root: str | os.PathLike, staging: Path, payload: Path) -> bool:
+    """Swap two folders in one step (renameat2 of Linux: ext4, XFS, Btrfs, tmpfs, and others, not NFS).
+
+    Returns:
+        False, with nothing changed, where one of them is not a folder or kernel and file system can't.
+    """
+    if payload.is_symlink() or not payload.is_dir():
+        return False
+    # The old payload is about to stand where another import would take it for a leftover.
+    with suppress(FileExistsError):
+        _open_stagings[str(root)].locks.append(_lock(payload))
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = os.fsencode(staging), os.fsencode(payload)
+    return renameat2 is not None and renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0
+
+
+def _lock(folder: Path) -> int:
+    """Lock a folder for as long as this process lives and holds the descriptor that is returned."""
+    busy = f"another process is writing a release checkpoint to {folder.parent}: wait for it, or choose another path"
+    descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not folder.exists() or not os.path.samestat(os.stat(folder), os.fstat(descriptor)):
+            # It was published, or removed, between opening and locking.
+            raise BlockingIOError
     except BlockingIOError:
         os.close(descriptor)
-        raise FileExistsError(
-            f"another process is writing a release checkpoint to {folder.parent}: wait for it, or choose another path"
-        ) from None
+        raise FileExistsError(busy) from None
     except OSError as error:
-        # Some network file systems have no locks; an import there goes unguarded, as it does upstream.
+        # Some network file systems have no locks; an import there goes unguarded.
         logger.debug("no lock on %s: %s", folder, error)
     return descriptor
 
@@ -422,12 +505,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".incomplete")
-    temporary.write_text(text)
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
+def _incomplete(path: Path) -> Path:
+    return path.with_name(path.name + ".incomplete")
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that is new for sure: through a link that lies there, this would write to somebody else's."""
+    path.unlink(missing_ok=True)
+    with path.open("x") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_tree(folder: Path) -> None:

@@ -4,9 +4,14 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import transformers
+from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
@@ -14,22 +19,51 @@ from tokenizers import Tokenizer
 logger = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
+# The index of the largest models has some MB; more than this is not read into memory.
+_MAX_JSON_BYTES = 256 << 20
+# What a safetensors header calls the dtypes of weights; others, of packed or quantized ones, are taken for bytes here.
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
+}
+# The smallest values that make a model.
+_SIZES = {
+    "hidden_size": 1,
+    "intermediate_size": 0,
+    "num_attention_heads": 1,
+    "num_hidden_layers": 0,
+    "num_key_value_heads": 0,
+    "vocab_size": 1,
+}
 # Any of these makes AutoTokenizer find a tokenizer in a folder.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 
-def check_hf_checkpoint(model: str | os.PathLike) -> None:
+def check_hf_checkpoint(model: str | os.PathLike, trust_remote_code: bool | None = None) -> None:
     """Refuse a local Hugging Face checkpoint that can't be imported. Reads headers and configs, no weights.
 
-    A model ID is left to the hub's own checks.
+    Tensors that the model doesn't have are warned of, as transformers does: published checkpoints carry such, for
+    instance rotary frequencies or layers for multi-token prediction. A tensor that is missing is an error, though
+    transformers draws it at random. A model ID is left to the hub's own checks.
 
     Args:
         model: Path of a checkpoint folder, or a model ID.
+        trust_remote_code: Whether the config may need code that comes with the checkpoint. Nothing is run here.
 
     Raises:
         FileNotFoundError: The path, its config, its weights or a shard that its index names isn't there.
         NotADirectoryError: The path is a file.
-        ValueError: A file is damaged, or the tokenizer has more tokens than the embedding has rows.
+        ValueError: A file is damaged, a tensor is missing or has another shape or dtype than the config says, or the
+            tokenizer has more tokens than the embedding has rows.
     """
     path = Path(model).expanduser()
     if not path.exists():
@@ -39,8 +73,11 @@ def check_hf_checkpoint(model: str | os.PathLike) -> None:
     if not path.is_dir():
         raise NotADirectoryError(f"{model} is a file: give the folder of a Hugging Face checkpoint")
     config = _read_json(path / "config.json", "it is not a Hugging Face checkpoint: give the folder of one")
-    _check_weights(path)
+    tensors = _check_weights(path)
     _check_vocabulary(path, config)
+    _check_sizes(path, config, tensors)
+    if not trust_remote_code:
+        _check_tensors(path, config, tensors)
 
 
 def has_tokenizer(model: str | os.PathLike) -> bool:
@@ -59,6 +96,23 @@ def has_tokenizer(model: str | os.PathLike) -> bool:
     return False
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor, of any shape and dtype, is free of NaN and infinity. Takes one pass and no memory."""
+    if not tensor.is_floating_point() or tensor.itemsize == 1 or tensor.numel() == 0:
+        return True
+    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor.detach()))
+
+
+def warn_of_non_finite(names: Iterable[str]) -> None:
+    """Warn of weights with NaN or infinity, which training can't recover from. Called as the weights pass by.
+
+    Args:
+        names: The tensors that are not finite.
+    """
+    for name in names:
+        logger.warning("%s holds NaN or infinite weights and is imported as it is: check its source", name)
+
+
 def _looks_like_path(model: str) -> bool:
     """Tell a path from a model ID, which is ``name`` or ``owner/name``."""
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/")
@@ -67,51 +121,199 @@ def _looks_like_path(model: str) -> bool:
 def _read_json(path: Path, without: str) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}, {without}")
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MB, expected a config: copy the file again")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): copy the file again") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({_line(error)}): copy the file again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected an object: copy the file again")
     return content
 
 
-def _check_weights(path: Path) -> None:
+def _check_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor by name, on the meta device."""
     index = path / INDEX
     if not index.is_file():
         files = sorted(path.glob("*.safetensors"))
-        if not files and not any(path.glob("*.bin")):
-            raise FileNotFoundError(f"{path} has no weights, expected *.safetensors: copy the whole checkpoint")
-        for file in files:
-            _tensor_names(file)
-        return
+        if not files:
+            raise _no_weights(path)
+        return {name: tensor for file in files for name, tensor in _headers(file).items()}
     weight_map = _read_json(index, "").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to files: copy the file again")
+    tensors = {}
     for name in sorted(set(weight_map.values())):
         shard = path / name
         if Path(name).name != name:
             raise ValueError(f"{index} names {name!r}, expected a file in the same folder: copy the file again")
-        if not shard.is_file():
-            raise FileNotFoundError(f"{index} names {name}, which is not there: copy the missing shard")
-        missing = {tensor for tensor, file in weight_map.items() if file == name} - _tensor_names(shard)
+        # A shard may be a link: the hub's cache is made of them.
+        if not _is_file(shard):
+            raise FileNotFoundError(f"{index} names {name!r}, which is not there: copy the missing shard")
+        headers = _headers(shard)
+        missing = {tensor for tensor, file in weight_map.items() if file == name} - headers.keys()
         if missing:
-            raise ValueError(f"{shard} lacks {min(missing)}, which {INDEX} places there: copy the shard again")
+            raise ValueError(f"{shard} lacks {min(missing)!r}, which {INDEX} places there: copy the shard again")
+        tensors |= headers
+    return tensors
 
 
-def _tensor_names(file: Path) -> set[str]:
+def _no_weights(path: Path) -> FileNotFoundError:
+    pickles = sorted(path.glob("*.bin"))
+    if not pickles:
+        return FileNotFoundError(f"{path} has no weights, expected *.safetensors: copy the whole checkpoint")
+    return FileNotFoundError(
+        f"{path} has {pickles[0].name}, a pickle that could run code, expected *.safetensors: if you trust it, "
+        "convert it with save_pretrained of transformers"
+    )
+
+
+def _headers(file: Path) -> dict[str, torch.Tensor]:
+    if not _is_file(file):
+        raise ValueError(f"{file} is not a file, expected weights: copy the file again")
     try:
         # Opening checks the header and that the file is as long as the header says.
-        with safe_open(file, framework="pt") as tensors:
-            return set(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is truncated or damaged ({error}): copy the file again") from None
+        with safe_open(file, framework="pt") as opened:
+            slices = ((name, opened.get_slice(name)) for name in opened.keys())  # noqa: SIM118 - it is no mapping
+            return {name: _on_meta(each.get_shape(), each.get_dtype()) for name, each in slices}
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{file} is truncated or damaged ({_line(error)}): copy the file again") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _on_meta(shape: list[int], dtype: str) -> torch.Tensor:
+    return torch.empty(shape, dtype=SAFETENSORS_DTYPES.get(dtype, torch.uint8), device="meta")
+
+
+def _check_sizes(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse sizes that no model has: building one would end in a full memory, or in an error that says less."""
+    sizes = _text_config(config)
+    for name in _SIZES:
+        size = sizes.get(name)
+        if isinstance(size, int) and size < _SIZES[name]:
+            raise ValueError(
+                f"{path}/config.json has {name} {size}, expected {_SIZES[name]} or more: copy the file again"
+            )
+    layers = sizes.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(tensors):
+        raise ValueError(
+            f"{path}/config.json asks for {layers} layers, the weights are {len(tensors)} tensors: use the config of "
+            "this model"
+        )
+
+
+def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -> None:
+    """Compare the tensors with the model that transformers makes of the config, both on the meta device."""
+    try:
+        hf_config = transformers.AutoConfig.from_pretrained(path)
+    except Exception as error:  # whatever the class of the config raises
+        raise ValueError(
+            f"{path}/config.json is not taken by transformers ({_line(error)}): copy the file again, or pass "
+            "trust_remote_code=True if it needs code from a checkpoint that you trust"
+        ) from None
+    model_class = _model_class(config)
+    # Quantized weights come in pieces that only their quantizer, and it perhaps only on a GPU, puts together.
+    if "quantization_config" in config or Version(transformers.__version__).major < 5:
+        return
+    if model_class is None or not isinstance(hf_config, model_class.config_class):
+        return
+    try:
+        with _quiet_transformers():
+            model, seen = model_class.from_pretrained(
+                None,
+                config=hf_config,
+                state_dict=dict(tensors),
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "conversion of the weights" in str(error):
+            raise ValueError(_experts_that_differ(path, tensors)) from None
+        # What transformers can't make on the meta device, Bridge may convert, or say why not.
+        logger.debug("the tensors of %s are not compared with its config: %s", path, error)
+        return
+    if seen["missing_keys"]:
+        raise ValueError(f"{path} lacks {_some(seen['missing_keys'])}: copy the whole checkpoint")
+    for name, found, expected in sorted(seen["mismatched_keys"]):
+        raise ValueError(
+            f"{path}: {name} has shape {list(found)}, config.json expects {list(expected)}: use weights and config of "
+            "the same model"
+        )
+    for name, expected in model.state_dict().items():
+        # transformers takes both names, Bridge's mappings don't, and would leave the parameter at random.
+        bare = name.removeprefix(f"{model.base_model_prefix}.")
+        if name not in tensors and bare in tensors:
+            raise ValueError(f"{path} has {bare!r}, expected {name!r}: load and save it with transformers")
+        if name in tensors and expected.is_floating_point() and not tensors[name].is_floating_point():
+            raise ValueError(f"{path}: {name} holds {tensors[name].dtype}, expected floats: copy the checkpoint again")
+    if seen["unexpected_keys"]:
+        logger.warning("%s has tensors that its model doesn't: %s", path, _some(seen["unexpected_keys"]))
+
+
+def _model_class(config: dict) -> type | None:
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep back the report and the progress bar of a model that is thrown away."""
+    log = transformers.utils.logging
+    level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(log.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bar:
+            log.enable_progress_bar()
+
+
+def _experts_that_differ(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    """Say why transformers can't stack the experts of a layer: one of them has another shape, or is missing."""
+    layers = defaultdict(dict)
+    for name, tensor in tensors.items():
+        before, experts, rest = name.partition(".experts.")
+        layers[before, rest.partition(".")[2] if experts else name][name] = tensor.shape
+    for shapes in layers.values():
+        (usual, _), *others = Counter(shapes.values()).most_common()
+        for name, shape in shapes.items():
+            if others and shape != usual:
+                return (
+                    f"{path}: {name} has shape {list(shape)}, other experts {list(usual)}: copy the checkpoint again"
+                )
+    return f"{path}: its tensors are not those of the model in config.json: use weights and config of the same model"
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *others = sorted(names)
+    return f"{first!r} and {len(others)} more" if others else repr(first)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _text_config(config: dict) -> dict:
+    """Return the part of a config that describes the language model, which in multimodal ones is nested."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
 
 
 def _check_vocabulary(path: Path, config: dict) -> None:
     """Compare the largest token of the tokenizer with the embedding, from the tokenizer's files alone."""
-    text_config = config.get("text_config")
-    rows = config.get("vocab_size", text_config.get("vocab_size") if isinstance(text_config, dict) else None)
+    rows = config.get("vocab_size", _text_config(config).get("vocab_size"))
     largest = max(_token_ids(path), default=-1)
     if isinstance(rows, int) and largest >= rows:
         raise ValueError(
@@ -125,10 +327,12 @@ def _token_ids(path: Path) -> Iterator[int]:
         try:
             yield from Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab().values()
         except Exception as error:  # tokenizers raises nothing more precise
-            raise ValueError(f"{path / 'tokenizer.json'} can't be read ({error}): copy the file again") from None
+            raise ValueError(
+                f"{path / 'tokenizer.json'} can't be read ({_line(error)}): copy the file again"
+            ) from None
     for name in ("vocab.json", "added_tokens.json"):
         if (path / name).is_file():
             yield from (token for token in _read_json(path / name, "").values() if isinstance(token, int))
     if (path / "tokenizer_config.json").is_file():
         added = _read_json(path / "tokenizer_config.json", "").get("added_tokens_decoder")
-        yield from (int(token) for token in added or () if token.isdecimal())
+        yield from (int(token) for token in (added if isinstance(added, dict) else ()) if token.isdecimal())
