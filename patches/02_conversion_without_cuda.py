@@ -11,11 +11,14 @@ from fork.edits import (
     Change,
     Edit,
     File,
+    Node,
     add_import,
+    assign,
     call,
     expression,
     ifs,
     imports,
+    insert_after,
     insert_before,
     insert_first,
     pass_argument,
@@ -38,12 +41,16 @@ ALL_TRANSFORMER_ENGINE_CLASSES = m.Call(
 )
 
 
-def raising(text: str) -> m.MatchIfTrue:
+def raising(text: str) -> Node:
     """A raise statement whose message holds `text`."""
-    return m.MatchIfTrue(lambda node: isinstance(node, cst.Raise) and text in cst.Module([]).code_for_node(node))
+
+    def matches(node: cst.CSTNode) -> bool:
+        return isinstance(node, cst.Raise) and text in cst.Module([]).code_for_node(node)
+
+    return Node(f"raise of {text!r}", matches, (cst.Raise,), text)
 
 
-def decorate(function: str, decorator: str) -> Edit:
+def decorate(function: str, decorator: str, *, releases: str = "") -> Edit:
     """Adds `decorator` below the decorators that the method or function `function` has."""
     name = function.rpartition(".")[2]
 
@@ -58,7 +65,7 @@ def decorate(function: str, decorator: str) -> Edit:
 
         return module.visit(Decorate())
 
-    return Edit(f"decorate {function}", apply)
+    return Edit(f"decorate {function}", apply, releases)
 
 
 # Before 0.6 the class of an adapter is made from Transformer Engine's Linear, and modules are compared with it.
@@ -137,9 +144,9 @@ CHECKPOINTING = [
         call("dist_checkpointing.save"),
         "state_dict = transformer_engine_layout.with_transformer_engine_keys(state_dict)",
     ),
-    insert_before(
+    insert_after(
         "_load_model_weights_from_checkpoint",
-        call("dist_checkpointing.load"),
+        assign("sharded_state_dict"),
         "sharded_state_dict = transformer_engine_layout.match_checkpoint(sharded_state_dict, checkpoint_path)",
     ),
 ]
@@ -156,9 +163,10 @@ are written in-process by PyTorch's file system writer, so that no script needs 
 the converting host stays out of run_config.yaml, and the checkpoint has the keys that a model with Transformer
 Engine asks for.
 
-Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
+An architecture without a bridge is refused with one line that says what was found and what to do, in place of thirty
+lines with a template of a bridge. Nothing else changes on hosts with CUDA or ROCm and Transformer Engine.""",
     why=(
-        "Conversion moves and reshapes weights, which needs no accelerator, yet upstream starts NCCL, reads CUDA's random "
+        "Conversion moves and reshapes weights, which needs no accelerator, yet Bridge starts NCCL, reads CUDA's random "
         "state, builds Transformer Engine's layers and writes through a process that it spawns."
     ),
     edits=[
@@ -222,7 +230,8 @@ Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
             [
                 ACCELERATOR,
                 add_import("from megatron.bridge.utils import host_modules"),
-                decorate("AutoBridge.import_ckpt", "accelerator.with_process_group"),
+                # From 0.7 on it starts a gloo group itself.
+                decorate("AutoBridge.import_ckpt", "accelerator.with_process_group", releases="<0.7"),
                 decorate("AutoBridge.to_megatron_model", "host_modules.explain_missing"),
                 decorate("AutoBridge.load_megatron_model", "host_modules.explain_missing"),
                 # One line each: what was found, what was expected, what to do.
@@ -230,15 +239,16 @@ Nothing changes on hosts with CUDA or ROCm and Transformer Engine.""",
                     "AutoBridge._validate_config",
                     raising("Model architecture not supported by AutoBridge"),
                     """raise ValueError(
-    f"Model architecture not supported by AutoBridge: {path} has {architectures}, expected one that ends in "
-    f"{SUPPORTED_HF_ARCHITECTURES_DISPLAY}"
+    f"Model architecture not supported by AutoBridge: {path} has {architectures}, "
+    f"expected one that ends in {SUPPORTED_HF_ARCHITECTURES_DISPLAY}"
 )""",
                 ),
                 replace(
                     "AutoBridge._validate_config",
                     raising("is not yet supported"),
                     """raise ValueError(
-    f"{path} has the architecture {architecture}, which is not yet supported: Megatron Bridge has no bridge for it, "
+    f"{path} has the architecture {architecture}, which is not yet supported: "
+    "Megatron Bridge has no bridge for it, "
     f"AutoBridge.list_supported_models() names the {len(supported_models)} that it has"
 ) from None""",
                 ),

@@ -1,14 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What only NVIDIA GPUs need moves to an extra, so that plain pip installs the wheel on CPU and ROCm hosts."""
 
+from packaging.version import Version
+
 from fork.edits import Change, File, imports, wrap
 from fork.requirements import covers, move, replace
 from fork.upstream import RELEASES
 
 
+# What upstream's main calls itself after the last release.
+LAST = max(map(Version, RELEASES))
+NEXT = f"{LAST.major}.{LAST.minor + 1}"
+
+
+def needed(release: str) -> list[str]:
+    """What Bridge imports on any host of that which megatron-core[dev] brings."""
+    return [
+        'nvidia-modelopt>=0.44; sys_platform != "darwin"',
+        f"megatron-energon{'~=6.0' if covers('<0.5', release) else '~=7.0'}",
+        "multi-storage-client",
+        # Later ones ask for it themselves.
+        *(["einops~=0.8"] if covers("<0.4", release) else []),
+    ]
+
+
 change = Change(
     name="requirements",
-    message="""build: move what only NVIDIA GPUs need to the extra cuda
+    message="""build!: move what only NVIDIA GPUs need to the extra cuda
 
 `pip install megatron-bridge` fails on a host without CUDA: fast-hadamard-transform has no wheel, and its sdist needs
 torch and nvcc at build time. flashinfer and flash-linear-attention install there but are of no use. The extra dev of
@@ -21,7 +39,7 @@ All of these are now in the extra cuda, together with megatron-core[dev]: `pip i
 what `pip install megatron-bridge` did. The base names the packages of megatron-core[dev] that Bridge imports on any
 host. pretrain needs nvidia-resiliency-ext for an annotation only, and goes without where it isn't installed.
 """,
-    why="The wheel installs with plain pip on hosts without an NVIDIA GPU; the extra cuda has what upstream's base had.",
+    why="The wheel installs with plain pip on hosts without an NVIDIA GPU; the extra cuda has what the base had.",
     edits=[
         File(
             "training/pretrain.py",
@@ -54,14 +72,18 @@ host. pretrain needs nvidia-resiliency-ext for an annotation only, and goes with
                 "megatron-core",
                 f"megatron-core[mlm]{upstream.megatron_core_range}",
                 f'megatron-core[dev]{upstream.megatron_core_range}; extra == "cuda"',
-                'nvidia-modelopt>=0.44; sys_platform != "darwin"',
-                f"megatron-energon{'~=6.0' if covers('<0.5', upstream.version) else '~=7.0'}",
-                "multi-storage-client",
-                # Later ones ask for it themselves.
-                *(["einops~=0.8"] if covers("<0.4", upstream.version) else []),
+                *needed(upstream.version),
                 releases=f"=={upstream.version}",
             )
             for upstream in RELEASES.values()
+        ),
+        # A checkout has the Megatron Core that it names as a submodule.
+        replace(
+            "megatron-core",
+            "megatron-core[mlm]",
+            'megatron-core[dev]; extra == "cuda"',
+            *needed(NEXT),
+            releases=f">={NEXT}",
         ),
     ],
 )

@@ -35,7 +35,7 @@ MTP = "deepseek-v3-mtp"
 LAYOUTS = ("llama-3", "qwen3", "qwen3-moe", "deepseek-v3", MTP)
 
 # Families whose layers differ from those above: zero-centered norms, norms with a bias, attention sinks, experts that
-# upstream maps for Transformer Engine's layers only.
+# Bridge maps for Transformer Engine's layers only.
 FURTHER = {
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {"head_dim": 16}),
     "nemotron": ("NemotronConfig", "NemotronForCausalLM", {"head_dim": 16}),
@@ -243,7 +243,7 @@ def test_the_precision_of_the_model_is_kept(tmp_path, dtype):
 
 @pytest.mark.parametrize("how", ["script", "interpreter"])
 def test_no_main_guard_is_needed(imported, tmp_path, how):
-    """Upstream spawns a process to write, which runs the script again and ends in an EOFError."""
+    """A process that is spawned to write runs the script again and ends in an EOFError."""
     hf = imported("llama-3") / "hf"
     code = CONVERT.format(hf=str(hf), out=str(tmp_path / "out"), back=str(tmp_path / "back"))
     (tmp_path / "convert.py").write_text(code)
@@ -253,8 +253,8 @@ def test_no_main_guard_is_needed(imported, tmp_path, how):
 
 
 def test_import_and_export_leave_the_process_as_it_was(imported, tmp_path):
-    environment, default_dtype, random = dict(os.environ), torch.get_default_dtype(), torch.get_rng_state()
     hf = imported("llama-3") / "hf"
+    environment, default_dtype, random = dict(os.environ), torch.get_default_dtype(), torch.get_rng_state()
     for out in ("first", "second"):
         AutoBridge.import_ckpt(hf, tmp_path / out)
         AutoBridge.from_hf_pretrained(hf).export_ckpt(tmp_path / out, tmp_path / "back", show_progress=False)
@@ -291,9 +291,11 @@ def test_a_process_group_of_the_caller_is_used_and_left_alone(imported, tmp_path
     assert_equal(tensors_of(folder / "hf"), tensors_of(tmp_path / "back"))
 
 
-def test_a_model_is_built_without_a_process_group(imported):
-    """to_megatron_model alone, as upstream's examples call it: gloo and the CPU are found."""
+def test_a_model_is_built_without_a_process_group(imported, monkeypatch):
+    """to_megatron_model alone, as Bridge's examples call it: gloo and the CPU are found."""
     folder = imported("llama-3")
+    # Any that is free: another test run on this host may have the one that it takes by itself.
+    monkeypatch.setenv("MASTER_PORT", "0")
     try:
         model = AutoBridge.from_hf_pretrained(folder / "hf").to_megatron_model(wrap_with_ddp=False)
         assert torch.distributed.get_backend() == "gloo"

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -50,7 +49,7 @@ def building_on_this_host() -> Iterator[None]:
     with ExitStack() as stack:
 
         def substitute(owner: Any, name: str, new: Any) -> None:
-            stack.enter_context(mock.patch.object(owner, name, new))
+            stack.enter_context(_substituted(owner, name, new))
 
         if not accelerator.is_available():
             substitute(TopKRouter, "__init__", _with_expert_bias_on_cpu(TopKRouter.__init__))
@@ -60,9 +59,26 @@ def building_on_this_host() -> Iterator[None]:
                 substitute(multi_latent_attention, embedding.__name__, partial(embedding, use_cpu_initialization=True))
         if not HAVE_TE:
             # Core tells Transformer Engine by NVTE_* which attention a model wants, then refuses what wants another.
-            stack.enter_context(mock.patch.dict(os.environ))
+            stack.callback(_restore_environment, dict(os.environ))
             substitute(DotProductAttention, "__init__", _without_device(DotProductAttention.__init__))
         yield
+
+
+@contextmanager
+def _substituted(owner: Any, name: str, new: Any) -> Iterator[None]:
+    """Puts `new` in the place of an attribute of a class or module within it."""
+    old = getattr(owner, name)
+    setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        setattr(owner, name, old)
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def _with_expert_bias_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
@@ -92,7 +108,7 @@ def _setup_shared_embedding_on_cpu(
     self: LanguageModule, setup: Callable[[LanguageModule], None] = LanguageModule.setup_embeddings_and_output_layer
 ) -> None:
     """Does what Megatron Core does, but adds up the copies of the first and the last stage on the CPU."""
-    with mock.patch.object(LanguageModule, "_is_in_embd_group", lambda self: False):
+    with _substituted(LanguageModule, "_is_in_embd_group", lambda self: False):
         setup(self)
     is_shared = self.share_embeddings_and_output_weights or getattr(self.config, "mtp_num_layers", 0)
     if (
