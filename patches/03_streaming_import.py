@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streaming import: `import_ckpt` converts and writes tensor by tensor, so that its memory does not grow with the model.
+
+Upstream status: not proposed yet.
+"""
+
+import libcst.matchers as m
+
+from fork.edits import (
+    Change,
+    File,
+    add_import,
+    add_parameter,
+    assign,
+    call,
+    expression,
+    ifs,
+    insert_before,
+    pass_argument,
+    replace,
+    wrap,
+)
+
+
+STREAMING_DOC = (
+    "If True, converts and writes tensor by tensor, so that the host needs no memory for the model. A model that can't "
+    "be streamed is imported in memory: an info line says why. False forces that."
+)
+
+change = Change(
+    name="streaming-import",
+    message="""\
+perf(ckpt): import checkpoints tensor by tensor
+
+`AutoBridge.import_ckpt` held the whole model in memory, and some of it twice.
+It now makes the model on the meta device, takes the layout from its
+`sharded_state_dict()`, and reads, converts and writes each tensor block by
+block through a planner and a writer of PyTorch's DCP. What is written is the
+same, whatever the family: the bridge's own mappings run on tensors that are
+lists of pieces of the mapped safetensors files.
+
+`streaming=False` imports in memory, and so does a bridge with a loader of its
+own.
+""",
+    why="import_ckpt needs the memory of a block, not of a model, and goes at the speed of the disk.",
+    edits=[
+        File(
+            "models/conversion/auto_bridge.py",
+            [
+                add_import("from megatron.bridge.models.conversion import streaming_import"),
+                add_parameter(
+                    "AutoBridge.import_ckpt", "streaming: bool = True", keyword_only=True, doc=STREAMING_DOC
+                ),
+                insert_before(
+                    "AutoBridge.import_ckpt",
+                    assign("megatron_model"),
+                    "streamed_model = streaming_import.streamed_model(bridge, megatron_path) if streaming else None\n",
+                ),
+                replace(
+                    "AutoBridge.import_ckpt",
+                    expression("bridge.to_megatron_model(wrap_with_ddp=False, use_cpu_initialization=True)"),
+                    "streamed_model or bridge.to_megatron_model(wrap_with_ddp=False, use_cpu_initialization=True)",
+                ),
+                # That flow frees the model's weights one by one; here it has none.
+                *(
+                    pass_argument(
+                        "AutoBridge.import_ckpt",
+                        call("bridge.save_megatron_model"),
+                        f"low_memory_save={wanted}streamed_model is None",
+                        releases=releases,
+                    )
+                    # From 0.7 on the caller has a say.
+                    for releases, wanted in {"<0.7": "", ">=0.7": "low_memory_save and "}.items()
+                ),
+            ],
+        ),
+        File(
+            "training/checkpointing.py",
+            [
+                add_import("from megatron.bridge.models.conversion import streaming_import"),
+                # What is imported there uses private names of torch and Megatron Core: no other save depends on them.
+                insert_before(
+                    "save_checkpoint",
+                    ifs('ckpt_cfg.ckpt_assume_constant_structure and ckpt_cfg.ckpt_format == "torch_dist"'),
+                    """\
+if streaming_import.streamed_weights(model) is not None:
+    from megatron.bridge.training.streaming_save import for_streamed_model
+
+    save_strategy = for_streamed_model(save_strategy, model)
+""",
+                ),
+                # A model without weights has no state of ModelOpt, whose import takes a second and 100 MB.
+                wrap(
+                    "save_checkpoint",
+                    m.Expr(value=call("save_sharded_modelopt_state")),
+                    "if streaming_import.streamed_weights(model) is None:\n    {}",
+                ),
+            ],
+        ),
+    ],
+    modules=[
+        "models/conversion/piecewise_tensor.py",
+        "models/conversion/streaming_import.py",
+        "training/streaming_save.py",
+    ],
+)
