@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns what `import_ckpt` used to write, and what people have half mended, into a release checkpoint, in place.
+
+Every step is one rename, one removal, or one replacement of a small file, so a crash leaves a checkpoint that another
+run completes: it looks again at what is there. The steps stand in such an order that the tracker never names something
+unreadable. The weights are neither read nor copied.
+"""
+
+import errno
+import fcntl
+import io
+import os
+import pickle
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.bridge_cli import safe_pickle
+from megatron.bridge_cli.checkpoint import (
+    BRIDGE_TRACKER,
+    COMMON_STATE,
+    RELEASE,
+    REPLACED,
+    RUN_CONFIG,
+    STAGING,
+    TRACKER,
+    TRAIN_STATE,
+    TRAINING_STATE,
+    Checkpoint,
+    Payload,
+    contradictions,
+    examine,
+    examine_payload,
+)
+
+
+ASIDE = "release.damaged"
+INTEGRITY = "integrity.json"
+_PARTIAL = ".incomplete"
+
+
+class Refused(ValueError):
+    """A checkpoint that a repair must not touch."""
+
+
+class NeedsModel(Refused):
+    """A checkpoint that a repair can't complete without the Hugging Face model that it came from."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a repair: what it does, in words, and the function that does it."""
+
+    what: str
+    do: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What makes a release checkpoint of a root.
+
+    Attributes:
+        root: The checkpoint root.
+        payload: What becomes the release, or is it.
+        steps: In order; none where nothing is to be done.
+        index: Where the payload's `.metadata` lies, if not in its folder.
+        aside: Whether something that is not whole lies at `release`, and goes out of the way.
+        hf_model: As given to `plan`.
+        trust_remote_code: As given to `plan`.
+    """
+
+    root: Path
+    payload: Payload
+    steps: tuple[Step, ...]
+    index: Path | None
+    aside: bool
+    hf_model: str | None
+    trust_remote_code: bool
+
+
+def plan(root: Path, hf_model: str | None = None, trust_remote_code: bool = False) -> Plan:
+    """Look at a checkpoint root and say what makes it a release checkpoint. Changes nothing.
+
+    Args:
+        root: Checkpoint root.
+        hf_model: Hugging Face model to take the args from, in place of `run_config.yaml`.
+        trust_remote_code: Run the model's own code, as `import_ckpt` does with the same word.
+
+    Raises:
+        Refused: It is a training, it is damaged, or there is nothing to take the args from.
+        OSError: It can't be read.
+    """
+    return _plan(examine(root), hf_model, trust_remote_code)
+
+
+def foresee(checkpoint: Checkpoint) -> Plan | None:
+    """Return the plan for what was examined, None where a repair refuses.
+
+    Where it takes a Hugging Face model that nothing here names, `hf_model` of the plan is "MODEL".
+    """
+    try:
+        if checkpoint.kind == "payload":
+            checkpoint = examine(checkpoint.root)
+        try:
+            return _plan(checkpoint)
+        except NeedsModel:
+            return _plan(checkpoint, "MODEL")
+    except (Refused, OSError):
+        return None
+
+
+def _plan(checkpoint: Checkpoint, hf_model: str | None = None, trust_remote_code: bool = False) -> Plan:
+    root, release = checkpoint.root, checkpoint.root / RELEASE
+    payload, index = _payload(checkpoint)
+    steps = []
+    if index is not None:
+        steps.append(_completion(payload.path / ".metadata", index))
+    if _state_fault(payload):
+        source = _source_of_args(payload, hf_model)
+        where = "common.pt" if payload.common == "common.pt" else "the common state, by a new .metadata"
+        hashes = f", without {INTEGRITY}, whose hashes go wrong" if payload.has(INTEGRITY) else ""
+        steps.append(
+            Step(
+                f"write Megatron-LM's args, from {source}, into {where}{hashes}",
+                lambda: _write_state(payload, hf_model, trust_remote_code),
+            )
+        )
+    if (root / BRIDGE_TRACKER).is_file():
+        steps.append(_removal(root / BRIDGE_TRACKER, "Bridge's tracker of a training"))
+    named = checkpoint.named
+    aside = payload.path != release and os.path.lexists(release)
+    if aside and _is_empty(release):
+        steps.append(_removal_of_empty(release))
+    elif aside:
+        name = _free_name(root, ASIDE)
+        why = "it is not whole; it can be removed once all is well"
+        steps.append(Step(f"rename {RELEASE} to {name} ({why})", lambda: _rename(release, root / name)))
+    if payload.path != release:
+        if named == payload.path.name:
+            steps.append(_removal(root / TRACKER, f"it names {named}, which is about to move"))
+            named = None
+        steps.append(Step(f"rename {payload.path.name} to {RELEASE}", lambda: _rename(payload.path, release)))
+    if payload.has(TRAIN_STATE):
+        steps.append(
+            _removal(release / TRAIN_STATE, "a release has no training state", shown=f"{RELEASE}/{TRAIN_STATE}")
+        )
+    if named != RELEASE:
+        steps.append(Step(f"write {RELEASE} into the tracker", lambda: _replace(root / TRACKER, RELEASE.encode())))
+    moved = REPLACED if payload.path.name == REPLACED else None
+    steps += [
+        _removal(root / name, "left by an import that was killed") for name in checkpoint.leftovers if name != moved
+    ]
+    others = [root / name for name in checkpoint.folders if name not in (RELEASE, payload.path.name)]
+    steps += [_removal_of_empty(folder) for folder in others if _is_empty(folder, but=index)]
+    # Left by a repair that was killed: the file lies in the payload, wherever that is by then.
+    partial = [
+        path.name
+        for path in sorted(payload.path.iterdir())
+        if path.name.endswith(_PARTIAL) and (path.is_file() or path.is_symlink())
+    ]
+    steps += [_removal(release / name, "left by a repair that was killed") for name in partial]
+    return Plan(root, payload, tuple(steps), index, aside, hf_model, trust_remote_code)
+
+
+def run(plan: Plan, on_step: Callable[[Step], None] = lambda step: None) -> None:
+    """Do the steps of a plan, under the lock that an import takes.
+
+    Args:
+        plan: From `plan`.
+        on_step: Called before each step.
+
+    Raises:
+        Refused: An import or another repair is at work, or was since the plan was made.
+        OSError: It can't be written to; what is done is done, and another run does the rest.
+    """
+    if not plan.steps:
+        return
+    staging = plan.root / STAGING
+    left = os.path.lexists(staging)
+    lock = _lock(staging)
+    try:
+        found = examine(plan.root)
+        # Both are this repair's own.
+        found.busy = False
+        found.leftovers = [name for name in found.leftovers if name != STAGING or left]
+        now = _plan(found, plan.hf_model, plan.trust_remote_code)
+        if [step.what for step in now.steps] != [step.what for step in plan.steps]:
+            raise Refused(f"{plan.root} has changed since this repair looked at it: run the command again")
+        for step in now.steps:
+            on_step(step)
+            step.do()
+    finally:
+        if not left:
+            # Where it can't be, the next run does it.
+            with suppress(OSError):
+                _act(staging.rmdir)
+        os.close(lock)
+
+
+def _payload(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:
+    """Return what shall be the release, and where its `.metadata` lies if that is not in its folder.
+
+    Raises:
+        Refused: A repair could do harm, or no good.
+    """
+    root, shown = checkpoint.root, checkpoint.payload
+    if checkpoint.busy:
+        raise Refused(f"an import or a repair of {root} is running: wait for it")
+    if checkpoint.kind == "payload":
+        raise Refused(f"{shown.path} is a folder of a checkpoint: give the root, {root}")
+    if shown is None:
+        left = " but what a killed import left" if checkpoint.leftovers else ""
+        raise Refused(f"{root} holds no checkpoint{left}: import the model")
+    if checkpoint.iteration > 0:
+        raise Refused(
+            f"{root} holds training iteration {checkpoint.iteration}, a release would hide it: "
+            "nothing is repaired here; move the training away, or give another path"
+        )
+    names = sorted(checkpoint.folders, key=lambda name: name != RELEASE) or [shown.path.name]
+    found = [shown if name == shown.path.name else examine_payload(root / name) for name in names]
+    payload, index = _whole(checkpoint, found)
+    if payload.damage:
+        raise Refused(f"{payload.path.name}: {payload.damage[0]}: import the model again")
+    if payload.format != "torch_dist":
+        raise Refused(
+            f"{payload.path} has the format {payload.format}, a release checkpoint torch_dist: import the model"
+        )
+    if payload.has_optimizer:
+        raise Refused(f"{payload.path} holds optimizer state: it is a training, and none is made a release here")
+    consumed = getattr(payload.args, "consumed_train_samples", 0)
+    if payload.iteration > 0 or consumed:
+        at = f"iteration {payload.iteration}" if payload.iteration else f"{consumed} samples"
+        raise Refused(f"{payload.path} was trained up to {at}: none of a training is made a release here")
+    return payload, index
+
+
+def _whole(checkpoint: Checkpoint, found: list[Payload]) -> tuple[Payload, Path | None]:
+    """Choose the payload that is whole, or is with the `.metadata` of the other: `mv iter_0000000/*` leaves that."""
+    first = found[0]
+    if not first.damage:
+        return first, None
+    for other in found[1:]:
+        if not other.damage and (checkpoint.named != RELEASE or _is_part(first.path, other.path)):
+            return other, None
+        index = other.path / ".metadata"
+        if not first.has(".metadata") and index.is_file():
+            completed = examine_payload(first.path, index)
+            if not completed.damage:
+                return completed, index
+    return first, None
+
+
+def _is_part(part: Path, whole: Path) -> bool:
+    """Whether a folder is a copy of another one that was not finished, by names and sizes."""
+    for path in part.rglob("*"):
+        other = whole / path.relative_to(part)
+        if path.is_file() and not (other.is_file() and path.stat().st_size <= other.stat().st_size):
+            return False
+    return True
+
+
+def _is_empty(folder: Path, but: Path | None = None) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and all(path == but for path in folder.iterdir())
+
+
+def _free_name(root: Path, name: str) -> str:
+    names = (name, *(f"{name}.{number}" for number in range(1, 1000)))
+    return next(each for each in names if not os.path.lexists(root / each))
+
+
+def _state_fault(payload: Payload) -> bool:
+    """Whether the common state differs from a release's in what Megatron-LM reads."""
+    state = payload.state
+    training = any(key in state for key in TRAINING_STATE)
+    args = payload.missing_args or contradictions(payload.args, payload.metadata)
+    return bool(args) or payload.version != 3.0 or state.get("iteration") != 0 or training
+
+
+def _source_of_args(payload: Payload, hf_model: str | None) -> str:
+    if hf_model is not None:
+        return str(hf_model)
+    if payload.has(RUN_CONFIG):
+        return RUN_CONFIG
+    wrong = contradictions(payload.args, payload.metadata)
+    if not payload.missing_args and not wrong:
+        return "itself"
+    args = f"args that fit its weights ({wrong[0]})" if wrong else "args"
+    raise NeedsModel(
+        f"{payload.path} has neither {args} nor {RUN_CONFIG} to take them from: give the model it was imported from "
+        "with --hf-model"
+    )
+
+
+# --- args ------------------------------------------------------------------------------------------------------------
+
+
+def _write_state(payload: Payload, hf_model: str | None, trust_remote_code: bool) -> None:
+    """Give the common state what a release's has, as `prepare_release_state_dict` of Bridge does for an import."""
+    import torch
+
+    state = _load_state(payload)
+    if payload.missing_args or contradictions(payload.args, payload.metadata):
+        derived = _derive_args(payload, hf_model, trust_remote_code)
+        given = vars(state["args"]) if payload.args is not None else {}
+        args = Namespace(**(vars(derived) | {k: v for k, v in given.items() if v is not None}))
+        wrong = contradictions(args, payload.metadata)
+        state["args"] = Namespace(**(given | vars(derived))) if wrong else args
+    kept = {key: value for key, value in state.items() if key not in TRAINING_STATE}
+    state = {**kept, "checkpoint_version": 3.0, "iteration": 0}
+    data = io.BytesIO()
+    # Not before: where no args can be derived nothing is lost.
+    if payload.has(INTEGRITY):
+        _act((payload.path / INTEGRITY).unlink)
+        _sync(payload.path)
+    if payload.common == "common.pt":
+        torch.save(state, data)
+        _replace(payload.path / "common.pt", data.getvalue())
+    else:
+        torch.save([state], data)
+        _replace_entry(payload, data.getvalue())
+
+
+def _load_state(payload: Payload) -> dict[str, Any]:
+    """Load the common state by torch, with `weights_only`, of a file that `safe_pickle` has read."""
+    from types import SimpleNamespace
+
+    import torch
+
+    name, offset, length = _file_of_state(payload)
+    with (payload.path / name).open("rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    try:
+        from megatron.core.safe_globals import SAFE_GLOBALS as known
+    except ImportError:  # core 0.15 and before
+        known = []
+    # For good, as megatron.core does when it is imported: torch's context manager would take away what that has added.
+    torch.serialization.add_safe_globals([Namespace, SimpleNamespace, *known])
+    try:
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise Refused(f"{payload.path}: the common state can't be read: {str(error).splitlines()[0]}") from None
+    return state if payload.common == "common.pt" else state[0]
+
+
+def _file_of_state(payload: Payload) -> tuple[str, int, int]:
+    if payload.common == "common.pt":
+        return "common.pt", 0, -1
+    shard = next(shard for shard in payload.metadata.shards if shard.entry == COMMON_STATE)
+    return shard.file, shard.offset, shard.length
+
+
+def _derive_args(payload: Payload, hf_model: str | None, trust_remote_code: bool) -> Any:
+    """Return the args that an import of this model writes, by Bridge's own model provider."""
+    from megatron.bridge import AutoBridge
+    from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_args
+    from megatron.bridge.training.model_load_save import load_model_config
+
+    if hf_model is None:
+        provider, _ = load_model_config(str(payload.path))
+    else:
+        bridge = AutoBridge.from_hf_pretrained(hf_model, trust_remote_code=trust_remote_code)
+        provider = bridge.to_megatron_provider(load_weights=False)
+        provider.bf16, provider.fp16 = (payload.dtypes[:1] == [dtype] for dtype in ("bfloat16", "float16"))
+        provider.finalize()
+    args = megatron_lm_args(provider)
+    if wrong := contradictions(args, payload.metadata):
+        raise Refused(
+            f"{payload.path} is no checkpoint of {hf_model or f'the model in its {RUN_CONFIG}'}, {wrong[0]}: "
+            "give the model that was imported with --hf-model"
+        )
+    return args
+
+
+def _replace_entry(payload: Payload, data: bytes) -> None:
+    """Put the common state into a file of its own, and let `.metadata` point there.
+
+    PyTorch's reader goes by `storage_data` of `.metadata` (FileSystemReader.read_data in
+    torch/distributed/checkpoint/filesystem.py, 2.11): file, offset, length. The old bytes stay where they are, between
+    weights, and nobody reads them.
+    """
+    path = payload.path / ".metadata"
+    safe_pickle.check_metadata(path)
+    metadata = pickle.loads(path.read_bytes())
+    used = {info.relative_path for info in metadata.storage_data.values()}
+    name = next(name for number in range(len(used) + 1) if (name := f"__0_{number}.distcp") not in used)
+    _replace(payload.path / name, data)
+    for index, info in metadata.storage_data.items():
+        if index.fqn == COMMON_STATE:
+            metadata.storage_data[index] = type(info)(name, 0, len(data))
+    _replace(path, pickle.dumps(metadata))
+    for orphan in used - {info.relative_path for info in metadata.storage_data.values()}:
+        _act(os.unlink, payload.path / orphan)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _act(function: Callable, *arguments: Any) -> None:
+    """Change something in the file system. All changes come through here, so that a test can die at each."""
+    function(*arguments)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all, and flush it to the disk before it takes the place of the old one."""
+    partial = path.with_name(path.name + _PARTIAL)
+    try:
+        _act(_write_new, partial, data)
+        if path.exists():
+            shutil.copymode(path, partial)
+        _act(partial.replace, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a file that is new for sure: through a link that lies there, this would write to somebody else's."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename(source: Path, target: Path) -> None:
+    _act(source.rename, target)
+    _sync(target.parent)
+
+
+def _removal(path: Path, why: str, shown: str | None = None) -> Step:
+    def remove() -> None:
+        if path.is_dir() and not path.is_symlink():
+            _act(shutil.rmtree, path)
+        elif os.path.lexists(path):
+            _act(path.unlink)
+        _sync(path.parent)
+
+    return Step(f"remove {shown or path.name} ({why})", remove)
+
+
+def _removal_of_empty(folder: Path) -> Step:
+    return Step(f"remove {folder.name} (it is empty)", lambda: _act(folder.rmdir))
+
+
+def _completion(target: Path, index: Path) -> Step:
+    """Take a `.metadata` from a folder that has nothing else, or a copy from one that may be a checkpoint."""
+    what = f"{index.parent.name}/.metadata to {target.parent.name}"
+    if _is_empty(index.parent, but=index):
+        return Step(f"move {what}", lambda: _rename(index, target))
+    return Step(f"copy {what}", lambda: _replace(target, index.read_bytes()))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(staging: Path) -> int:
+    """Lock the folder that an import stages into, as `stage_release` of Bridge does; made if need be."""
+    busy = f"an import or a repair of {staging.parent} is running: wait for it"
+    if staging.is_symlink() or staging.is_file():
+        _act(staging.unlink)
+    _act(lambda: staging.mkdir(exist_ok=True))
+    try:
+        descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise Refused(busy) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.lexists(staging) or not os.path.samestat(os.stat(staging), os.fstat(descriptor)):
+            # It was published, or removed, between opening and locking.
+            raise BlockingIOError
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Refused(busy) from None
+    except OSError as error:
+        # Some network file systems have no locks.
+        if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EBADF):
+            os.close(descriptor)
+            raise
+    return descriptor

@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pickles of a checkpoint are read, and those that would run code, or fill the memory, are not."""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import tracemalloc
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron.bridge_cli import safe_pickle
+from megatron.bridge_cli.safe_pickle import Inert, RefusedPickle, StoredTensor, UnreadablePickle
+
+
+class Payload:
+    """Pickles to a call that leaves a folder."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def calling(module: str, name: str, *arguments) -> bytes:
+    """A pickle that calls `module.name`, in protocol 2, as torch.save has it."""
+    packed = pickle.dumps(arguments, 2)[2:-1]
+    return b"\x80\x02c" + f"{module}\n{name}\n".encode() + packed + b"R."
+
+
+def save(state: dict, folder: Path) -> None:
+    """Writes a checkpoint as Megatron Core does: an object is one entry, whatever is in it."""
+    planner = DefaultSavePlanner(flatten_state_dict=False)
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(folder), planner=planner, no_dist=True)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint of PyTorch's writer: two tensors and an object."""
+    folder = tmp_path / "checkpoint"
+    state = {"a": torch.zeros(2, 3), "b.c": torch.zeros(4, dtype=torch.bfloat16), "common_state/shard_0_1": [{"x": 1}]}
+    save(state, folder)
+    return folder
+
+
+def saved(path: Path, state) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def test_metadata_is_read(checkpoint: Path):
+    metadata = safe_pickle.read_metadata(checkpoint / ".metadata")
+    assert metadata.tensors == {"a": ((2, 3), "float32"), "b.c": ((4,), "bfloat16")}
+    assert metadata.objects == ("common_state/shard_0_1",)
+    shard = next(each for each in metadata.shards if each.entry == "common_state/shard_0_1")
+    assert safe_pickle.read_common_state(checkpoint / shard.file, shard.offset, shard.length) == [{"x": 1}]
+    assert {each.file for each in metadata.shards} <= {path.name for path in checkpoint.iterdir()}
+
+
+def test_common_state_is_read_without_making_its_classes(tmp_path: Path):
+    state = {
+        "args": argparse.Namespace(num_layers=4, dtype=torch.bfloat16, exit_signal=signal.SIGTERM, path=Path("a/b")),
+        "more": types.SimpleNamespace(deep=[1.5, None, (True,)]),
+        "weight": torch.zeros(3, 4, dtype=torch.float16),
+        "parameter": torch.nn.Parameter(torch.zeros(2)),
+    }
+    read = safe_pickle.read_common_state(saved(tmp_path / "common.pt", state))
+    assert read["args"].get("num_layers") == 4
+    assert read["args"].get("missing") is None
+    assert isinstance(read["args"].get("exit_signal"), Inert)
+    assert read["more"].state == {"deep": [1.5, None, (True,)]}
+    assert isinstance(read["weight"], StoredTensor)
+    assert (read["weight"].shape, read["weight"].dtype) == ((3, 4), "float16")
+
+
+@pytest.mark.parametrize("where", ["common.pt", "common state", ".metadata", "inside .metadata"])
+def test_payload_does_not_run(checkpoint: Path, tmp_path: Path, where: str):
+    trace = tmp_path / "trace"
+    reading = checkpoint / "common.pt"
+    read = safe_pickle.read_common_state
+    if where == "common.pt":
+        torch.save({"args": Payload(trace)}, reading)
+    elif where == "common state":
+        state = {"common_state/shard_0_1": [{"args": Payload(trace)}]}
+        save(state, checkpoint)
+        (shard,) = safe_pickle.read_metadata(checkpoint / ".metadata").shards
+        reading = checkpoint / shard.file
+    elif where == ".metadata":
+        reading, read = checkpoint / ".metadata", safe_pickle.check_metadata
+        reading.write_bytes(pickle.dumps(Payload(trace)))
+    else:
+        reading, read = checkpoint / ".metadata", safe_pickle.check_metadata
+        metadata = pickle.loads(reading.read_bytes())
+        metadata.planner_data = {"a": Payload(trace)}
+        reading.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(RefusedPickle) as error:
+        read(reading)
+    assert not trace.exists()
+    assert str(reading) in str(error.value)
+    assert "names posix.mkdir" in str(error.value)
+
+
+def test_payload_of_the_test_would_run(tmp_path: Path):
+    pickle.loads(pickle.dumps(Payload(tmp_path / "trace")))
+    assert (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("posix", "system"),
+        ("builtins", "eval"),
+        ("__builtin__", "eval"),
+        ("torch", "load"),
+        ("torch", "hub.load"),
+        ("torch.serialization", "load"),
+        ("numpy", "load"),
+        ("pathlib", "Path.touch"),
+        ("pathlib", "os.system"),
+        ("collections", "namedtuple"),
+        ("torch.distributed.checkpoint.metadata", "os.getenv"),
+        ("torch.distributed.checkpoint.filesystem", "FileSystemWriter"),
+    ],
+)
+def test_what_is_not_on_the_list_is_refused(tmp_path: Path, module: str, name: str):
+    path = tmp_path / ".metadata"
+    for data in (calling(module, name, "x"), _stack_global(module, name)):
+        path.write_bytes(data)
+        with pytest.raises(RefusedPickle, match="don't load it, get the checkpoint from a source that you trust"):
+            safe_pickle.check_metadata(path)
+
+
+def _stack_global(module: str, name: str) -> bytes:
+    words = b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name))
+    return b"\x80\x04" + words + b"\x93."
+
+
+def test_stand_ins_are_not_changed_by_a_pickle(tmp_path: Path):
+    """BUILD on a class would change it for every later file."""
+    path = tmp_path / ".metadata"
+    for attributes in ({"name": "x"}, {"__setstate__": 1}):
+        state = pickle.dumps((None, attributes), 2)[2:-1]
+        path.write_bytes(b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n" + state + b"b.")
+        with pytest.raises(UnreadablePickle):
+            safe_pickle.check_metadata(path)
+    path.write_bytes(b"\x80\x02ccollections\nOrderedDict\n" + pickle.dumps((None, {"x": 1}), 2)[2:-1] + b"b.")
+    with pytest.raises(UnreadablePickle):
+        safe_pickle.check_metadata(path)
+
+
+def _with(checkpoint: Path, change) -> Path:
+    path = checkpoint / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    change(metadata, next(iter(metadata.storage_data.values())))
+    path.write_bytes(pickle.dumps(metadata))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda metadata, info: setattr(info, "offset", -1),
+        lambda metadata, info: setattr(info, "length", -1),
+        lambda metadata, info: setattr(info, "offset", 1 << 70),
+        lambda metadata, info: setattr(info, "offset", "0"),
+        lambda metadata, info: setattr(info, "relative_path", "../../secret"),
+        lambda metadata, info: setattr(info, "relative_path", "/etc/passwd"),
+        lambda metadata, info: setattr(info, "relative_path", "a\0b"),
+        lambda metadata, info: setattr(info, "relative_path", 7),
+        lambda metadata, info: setattr(metadata, "storage_data", [1]),
+        lambda metadata, info: setattr(metadata, "storage_data", None),
+        lambda metadata, info: setattr(metadata, "state_dict_metadata", {"a": 1}),
+        lambda metadata, info: setattr(metadata.state_dict_metadata["a"], "size", (-1, 2)),
+        lambda metadata, info: setattr(metadata.state_dict_metadata["a"].properties, "dtype", "float32"),
+    ],
+)
+def test_metadata_that_makes_no_sense_is_refused(checkpoint: Path, change):
+    path = _with(checkpoint, change)
+    with pytest.raises(UnreadablePickle) as error:
+        safe_pickle.check_metadata(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_metadata_that_is_cut_off_is_refused_wherever(checkpoint: Path):
+    path = checkpoint / ".metadata"
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UnreadablePickle):
+            safe_pickle.check_metadata(path)
+
+
+def _zip(name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr(name, data)
+    return file.getvalue()
+
+
+def _many_entries() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(20_000):
+            archive.writestr(str(number), b"")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is not what torch.save writes"),
+        (b"not a zip", "is not what torch.save writes"),
+        (_zip("archive/other", b""), "holds no data.pkl"),
+        (_zip("archive/data.pkl", bytes(100 << 20), zipfile.ZIP_DEFLATED), "is compressed"),
+        (_many_entries(), "more than 10000 entries"),
+        (_zip("archive/data.pkl", b"\x80\x02N"), "cut off"),
+        (_zip("archive/data.pkl", b"\x80\x02Nr\xff\xff\xff\x7f."), "asks for more memory"),
+        (_zip("archive/data.pkl", b"\x80\x02Nr\xff\0\0\0" + b"N" * 1000 + b"."), "asks for more memory"),
+        (_zip("archive/data.pkl", b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x."), "cut off"),
+        (_zip("archive/data.pkl", b"\x80\x02ios\nsystem\n."), "no opcode of a checkpoint's pickle"),
+        (_zip("archive/data.pkl", b"\x80\x02\x82\x01."), "no opcode of a checkpoint's pickle"),
+        (_zip("archive/data.pkl", bytes(9 << 20)), "bytes of state"),
+    ],
+    ids=[
+        "empty",
+        "text",
+        "no pickle",
+        "bomb",
+        "entries",
+        "cut",
+        "memo",
+        "small memo",
+        "length",
+        "old opcode",
+        "extension",
+        "long",
+    ],
+)
+def test_broken_common_state_is_refused_in_little_memory(tmp_path: Path, data: bytes, message: str):
+    path = tmp_path / "common.pt"
+    path.write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadablePickle, match=message) as error:
+        safe_pickle.read_common_state(path)
+    assert str(path) in str(error.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 5), (0, -5), (10, 1 << 50), (1 << 50, 1)])
+def test_range_outside_of_the_file_is_refused(tmp_path: Path, offset: int, length: int):
+    path = saved(tmp_path / "common.pt", {})
+    with pytest.raises(UnreadablePickle, match="get the checkpoint anew"):
+        safe_pickle.read_common_state(path, offset, length)
+
+
+def test_file_that_is_too_large_is_refused_unread(tmp_path: Path):
+    for name, most, read in [
+        ("common.pt", safe_pickle.MAX_COMMON_STATE, safe_pickle.read_common_state),
+        (".metadata", safe_pickle.MAX_METADATA, safe_pickle.check_metadata),
+    ]:
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, most + 1)
+        with pytest.raises(UnreadablePickle, match="at most"):
+            read(tmp_path / name)
+
+
+def test_needs_neither_torch_nor_bridge():
+    code = (
+        "import sys, megatron.bridge_cli.safe_pickle;"
+        "print([name for name in ('torch', 'numpy', 'megatron.bridge', 'megatron.core') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# Opcodes by their names in pickletools.
+NONE, MARK, TUPLE, TUPLE1, EMPTY_DICT, EMPTY_LIST, APPEND = b"N", b"(", b"t", b"\x85", b"}", b"]", b"a"
+EMPTY_TUPLE, REDUCE, NEWOBJ, BUILD, SETITEM, MEMOIZE, STOP = b")", b"R", b"\x81", b"b", b"s", b"\x94", b"."
+DCP = "torch.distributed.checkpoint.metadata"
+
+
+def of(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def memoized(value: bytes, at: int) -> bytes:
+    return value + b"r" + at.to_bytes(4, "little")
+
+
+def repeated_call(cls: bytes, arguments: bytes, times: int) -> bytes:
+    """A pickle that calls a class with the same arguments again and again."""
+    start = b"\x80\x02" + memoized(cls, 0) + memoized(arguments, 1)
+    return start + EMPTY_LIST + (b"h\x00h\x01" + REDUCE + APPEND) * times + STOP
+
+
+MANY = MARK + NONE * 20_000 + TUPLE
+PAIRS = b"".join(b"M" + each.to_bytes(2, "little") + NONE + b"\x86" for each in range(20_000))
+PAIRS = EMPTY_LIST + MARK + PAIRS + b"e" + TUPLE1
+# The modulus of Python's hash of numbers.
+P = (1 << 61) - 1
+HOSTILE = {
+    "instances of a class with many arguments": repeated_call(of(DCP, "MetadataIndex"), MANY, 5_000),
+    "sizes of many dimensions": repeated_call(of("torch", "Size"), MANY + TUPLE1, 5_000),
+    "ordered dicts of many pairs": repeated_call(of("collections", "OrderedDict"), PAIRS, 5_000),
+    "memo numbers as large as the file": b"\x80\x02" + memoized(NONE, 3_000_000) + NONE * 3_000_000 + STOP,
+    "nested tuples as a key": b"\x80\x04" + EMPTY_DICT + EMPTY_TUPLE + TUPLE1 * 3_000_000 + NONE + SETITEM + STOP,
+    "the same in pairs": b"\x80\x04" + EMPTY_DICT + EMPTY_TUPLE + (NONE + b"\x86") * 10**6 + NONE + SETITEM + STOP,
+    "nested tuples": b"\x80\x04" + EMPTY_TUPLE + TUPLE1 * 3_000_000 + STOP,
+    "nested marks": b"\x80\x04" + MARK * 3_000_000 + STOP,
+    "nested instances": b"\x80\x04" + of(DCP, "Metadata") + EMPTY_TUPLE + NEWOBJ
+    + (MEMOIZE + of(DCP, "Metadata") + b"h\x00" + TUPLE1 + REDUCE) * 30_000 + STOP,
+    "empty dicts": b"\x80\x04" + EMPTY_DICT * 3_000_000 + STOP,
+    "dicts of a key": b"\x80\x04" + (EMPTY_DICT + NONE + NONE + SETITEM) * 700_000 + STOP,
+    "empty lists": b"\x80\x04" + EMPTY_LIST * 3_000_000 + STOP,
+    "memoized": b"\x80\x04" + NONE + MEMOIZE * 3_000_000 + STOP,
+    "short strings": b"\x80\x04" + b"\x8c\x02ab" * 700_000 + STOP,
+    "numbers of one hash as keys": b"\x80\x02" + EMPTY_DICT
+    + b"".join(b"\x8a\x14" + (each * P << 64).to_bytes(20, "little") + NONE + SETITEM for each in range(100_000))
+    + STOP,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickle_is_refused_in_bounded_memory_and_time(tmp_path: Path, name: str):
+    """Read in a process of its own: what overflows the stack ends it."""
+    assert len(HOSTILE[name]) <= 4 << 20
+    (tmp_path / ".metadata").write_bytes(HOSTILE[name])
+    (tmp_path / "common.pt").write_bytes(_zip("archive/data.pkl", HOSTILE[name]))
+    code = """if True:
+        import resource, sys
+        from pathlib import Path
+        from megatron.bridge_cli import safe_pickle
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+        resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+        for name, read in (".metadata", safe_pickle.check_metadata), ("common.pt", safe_pickle.read_common_state):
+            try:
+                read(Path(sys.argv[1], name))
+            except safe_pickle.UnreadablePickle as error:
+                assert name in str(error) and chr(10) not in str(error), error
+                print(str(error)[:200])
+            else:
+                assert name == "common.pt"
+            # In KiB; the process itself takes some 15 MB.
+            most = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+            assert most < 200 << 10, most
+    """
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
+    assert done.stdout
+
+
+def _metadata_of(shards: int) -> bytes:
+    """The metadata of a model with this many shards, as torch 2.11 has it."""
+    tensors, stored = {}, {}
+    properties = TensorProperties(dtype=torch.bfloat16)
+    for tensor in range(shards // 64):
+        places = [torch.Size([part, 0, 0]) for part in range(64)]
+        chunks = [ChunkStorageMetadata(offsets=place, sizes=torch.Size([1, 64, 64])) for place in places]
+        tensors[f"weight{tensor}"] = TensorStorageMetadata(properties, torch.Size([64, 64, 64]), chunks)
+        for part, place in enumerate(places):
+            file = f"__{part % 8}_0.distcp"
+            stored[MetadataIndex(f"weight{tensor}", place, part)] = _StorageInfo(file, part << 20, 1 << 20)
+    return pickle.dumps(Metadata(tensors, {name: ("model", name, 0) for name in tensors}, stored))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_metadata_of_many_shards_is_read_in_memory_of_its_size(tmp_path: Path, protocol: int):
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle.dumps(pickle.loads(_metadata_of(1280)), protocol))
+    tracemalloc.start()
+    metadata = safe_pickle.read_metadata(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(metadata.shards) == 1280
+    assert metadata.tensors["weight7"] == ((64, 64, 64), "bfloat16")
+    assert (metadata.shards[65].entry, metadata.shards[65].file) == ("weight1", "__1_0.distcp")
+    assert (metadata.shards[65].offset, metadata.shards[65].length) == (1 << 20, 1 << 20)
+    assert most < 24 * path.stat().st_size
+
+
+def test_what_python_pickles_is_read_as_it_is(tmp_path: Path):
+    plain = [
+        {"a": [1, -1, 255, 256, 65_536, -(2**31), 2**31, 2**63, -(2**70)], 7: (True, False, None), ("b", 0): ()},
+        [
+            1.5,
+            -0.0,
+            float("inf"),
+            "",
+            "text",
+            "é",
+            "一",
+            "x" * 70_000,
+            b"",
+            b"bytes",
+            b"x" * 300,
+            (1,),
+            (1, 2),
+            (1, 2, 3),
+        ],
+        (1, 2, 3, 4, [[], {}, [{}]], {"deep": {"deeper": {"deepest": (((),),)}}}),
+    ]
+    shared = ["the same"]
+    for protocol in (2, 3, 4, 5):
+        data = pickle.dumps({"plain": plain, "shared": [shared, shared], "many": list(range(3000))}, protocol)
+        # Bytes are a call in protocol 2.
+        if protocol == 2:
+            data = pickle.dumps({"plain": [plain[0], plain[2]], "shared": [shared, shared]}, protocol)
+        path = tmp_path / "common.pt"
+        path.write_bytes(_zip("archive/data.pkl", data))
+        read = safe_pickle.read_common_state(path)
+        assert read == pickle.loads(data)
+        assert read["shared"][0] is read["shared"][1]
+
+
+# --- values of a common state, as `inspect` has them ---------------------------------------------------------------
+
+
+def _inspect(root: Path) -> dict:
+    """What `inspect --json` prints, in an address space that it needs not much of."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2);"
+    limited += "from megatron.bridge_cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", limited, "inspect", str(root), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (0, 1), done.stderr[-500:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("values", "iteration"),
+    [
+        ({"iteration": 10**400}, 2**63 - 1),
+        ({"iteration": -(10**400)}, 0),
+        ({"checkpoint_version": 10**400}, 0),
+        ({"checkpoint_version": float("nan")}, 0),
+        ({"checkpoint_version": float("inf")}, 0),
+    ],
+    ids=["iteration", "negative iteration", "version", "NaN", "infinity"],
+)
+def test_numbers_that_no_checkpoint_has_do_no_harm(build, tmp_path: Path, values: dict, iteration: int):
+    document = _inspect(build(tmp_path / "c", core="0.18", common=values))
+    assert document["payload"]["iteration"] == iteration
+    assert document["payload"]["args"]["num_layers"]
+
+
+def test_args_that_are_not_plain_are_left_out(build, tmp_path: Path):
+    root = build(tmp_path / "c", core="0.18")
+    path = root / "release/common.pt"
+    state = torch.load(path, weights_only=False)
+    word = "\N{BELL}" * 30_000
+    shared = [[word] * 1000] * 1000
+    vars(state["args"]).update(
+        {7: 1, "huge": 10**400, "infinite": float("inf"), "shared": shared, "plain": [1, ["x"]]}
+    )
+    vars(state["args"]).update({f"slow{each}": [*shared[:-1], [shared]] for each in range(500)})
+    torch.save(state, path)
+    before = path.stat().st_size
+    args = _inspect(root)["payload"]["args"]
+    assert before < 8 << 20
+    assert args["plain"] == [1, ["x"]]
+    assert args["num_layers"]
+    assert not {7, "7", "huge", "infinite", "shared", "slow1"} & args.keys()
+
+
+def test_a_number_of_thousands_of_digits_is_damage(build, tmp_path: Path):
+    root = build(tmp_path / "c", core="0.18")
+    torch.save({"iteration": 10**5000}, root / "release/common.pt")
+    document = _inspect(root)
+    assert any("common.pt: byte" in each["what"] for each in document["problems"])
