@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `python -m fork build` and `python -m fork apply DIR`."""
+"""The command line of the machinery: `python -m fork --help`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from fork import backend, stack
+from fork import adopt as adoption
+from fork import backend, pull_request, release, stack
+from fork import diff as differ
 from fork.errors import ForkError
 from fork.upstream import LATEST, RELEASES
+
+
+CHANGES = click.option("--change", "names", multiple=True, help="Only this change of the stack; can be repeated.")
 
 
 class _Group(click.Group):
@@ -25,7 +31,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("root", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--change", "names", multiple=True, help="Only this change of the stack; can be repeated.")
+@CHANGES
 def apply(root: Path, names: tuple[str, ...]) -> None:
     """Lay the stack over ROOT, an unpacked wheel or a checkout of Megatron-Bridge."""
     changes = stack.load(names=names)
@@ -35,18 +41,94 @@ def apply(root: Path, names: tuple[str, ...]) -> None:
         click.echo(f"{change.name}: {count} file{'s' * (count != 1)}")
 
 
+def _release_options(command: Callable) -> Callable:
+    """The options of a command that lays the stack over a release."""
+    for option in (
+        click.option(
+            "--upstream-wheel",
+            envvar=backend.WHEEL_VARIABLE,
+            type=click.Path(path_type=Path),
+            help="Upstream's wheel, for a host without network.",
+        ),
+        click.option("--upstream", default=LATEST.version, type=click.Choice(list(RELEASES)), help="The release."),
+        click.option(
+            "--out", default="dist", type=click.Path(file_okay=False, path_type=Path), help="Folder for the result."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.option("--out", default="dist", type=click.Path(file_okay=False, path_type=Path), help="Folder for the wheel.")
-@click.option("--upstream", default=LATEST.version, type=click.Choice(list(RELEASES)), help="Release to build on.")
-@click.option(
-    "--upstream-wheel",
-    envvar=backend.WHEEL_VARIABLE,
-    type=click.Path(path_type=Path),
-    help="Upstream's wheel, for a host without network.",
-)
+@_release_options
 def build(out: Path, upstream: str, upstream_wheel: Path | None) -> None:
     """Build the patched wheel."""
     click.echo(backend.build(out, RELEASES[upstream], upstream_wheel))
+
+
+@main.command()
+@_release_options
+@CHANGES
+def diff(out: Path, upstream: str, upstream_wheel: Path | None, names: tuple[str, ...]) -> None:
+    """Print the unified diff of the patched tree against a release, and write it to a file."""
+    path = differ.write(out, RELEASES[upstream], upstream_wheel, stack.load(names=names))
+    click.echo(f"wrote {path}", err=True)
+
+
+@main.command("release")
+@click.option(
+    "--out",
+    default=Path("dist", "release"),
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the wheels.",
+)
+@click.option("--tag", default=release.TAG, help="The tag that is released.")
+def make_release(out: Path, tag: str) -> None:
+    """Build a wheel over each release of upstream, with checksums and notes."""
+    for wheel in release.make(out, tag):
+        click.echo(wheel)
+
+
+@main.command()
+@click.argument("version")
+@click.option("--megatron-core", help="The Megatron Core that goes with it, unless it is the one that is found.")
+@click.option("--transformers", help="The transformers that goes with it, unless it is the one that is found.")
+@click.option("--upstream-wheel", type=click.Path(path_type=Path), help="Upstream's wheel, if it is here already.")
+def adopt(version: str, megatron_core: str | None, transformers: str | None, upstream_wheel: Path | None) -> None:
+    """Find out whether the stack fits a new release, and add that to the table of releases if it does."""
+    upstream = RELEASES.get(version) or adoption.look_up(version, megatron_core, transformers)
+    click.echo(f"fork/upstream.py:\n{upstream.line}")
+    told = adoption.misplaced(upstream, upstream_wheel)
+    if told:
+        click.echo("\n".join(told))
+        raise ForkError(
+            f"{len(told)} edits don't find their place in megatron-bridge {version}; adjust them in patches/, and say "
+            "which releases they are for only where upstream truly differs"
+        )
+    adoption.add_line(upstream)
+    click.echo(f"every edit finds its place in megatron-bridge {version}")
+
+
+@main.command("pull-request")
+@click.argument("checkout", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@CHANGES
+@click.option("--branch", help="Name of the new branch; that of the change, or release-stack for several.")
+@click.option(
+    "--out",
+    default=Path("dist", "pull_request"),
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the patches and the texts.",
+)
+def make_pull_request(checkout: Path, names: tuple[str, ...], branch: str | None, out: Path) -> None:
+    """Commit the stack on a new branch of CHECKOUT, a clean checkout of Megatron-Bridge."""
+    changes = stack.load(names=names)
+    branch = branch or (changes[0].name if len(changes) == 1 else "release-stack")
+    commits = pull_request.make(checkout, changes, branch, out)
+    for change in changes:
+        if change not in [commit.change for commit in commits]:
+            click.echo(f"{change.name}: {checkout} has it already")
+    click.echo(f"\n{pull_request.table(commits)}")
+    click.echo(f"{len(commits)} on the branch {branch} of {checkout}; patches and texts to paste in {out}")
 
 
 if __name__ == "__main__":

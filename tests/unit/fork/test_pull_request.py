@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stack as commits in a checkout of a made-up upstream: what they hold, and what is refused untouched."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fork import pull_request, stack
+from fork.__main__ import main
+from fork.edits import Change, File, add_parameter, call, pass_argument
+from fork.errors import EditError, ForkError
+from fork.imports import missing
+from fork.pull_request import PullRequest, TextEdit, insert_before_heading
+
+
+pytest.importorskip("ruff", reason="the session upstream_pr installs it")
+
+HEADER = "# Copyright (c) 2020, SOMEBODY.\n# Licensed somehow.\n"
+PACKAGE_INFO = '\nMAJOR = 1\nMINOR = 2\nPATCH = 3\nPRE_RELEASE = ""\n'
+TEMPLATE = """\
+# What does this PR do ?
+
+One line.
+
+# Changelog
+
+- Lines.
+
+# Before
+
+- [ ] Did you write any new necessary tests?
+- [ ] Did you add or update any necessary documentation?
+
+# Additional Information
+
+- Related to # (issue)
+"""
+LAUNCHER = """\
+# Copyright (c) 2020
+run \\
+  tests/functional_tests/test_groups/converter/test_a.py \\
+  tests/functional_tests/test_groups/converter/test_b.py
+after
+"""
+FILES = {
+    "src/megatron/bridge/package_info.py": HEADER + PACKAGE_INFO,
+    "src/megatron/bridge/saving.py": '"""Saving."""\n\n\ndef save(path):\n    """Save."""\n    return path\n',
+    "pyproject.toml": '[project]\ndependencies = [\n    "torch",\n    "for-gpus==1.0",  # why\n]\n',
+    "ruff.toml": '[lint]\nselect = ["I", "F401", "D103"]\n[lint.per-file-ignores]\n"tests/**" = ["D"]\n',
+    "docs/guide.md": "# Guide\n\n## Import\n\ntext\n\n## Export\n\ntext\n",
+    ".github/PULL_REQUEST_TEMPLATE.md": TEMPLATE,
+    "tests/__init__.py": "",
+    "tests/unit_tests/__init__.py": "",
+    "tests/unit_tests/test_saving.py": "def test_save():\n    mock.assert_called_once_with(1)\n",
+    f"{pull_request.LAUNCHERS}/L0_Launch_converter.sh": LAUNCHER,
+}
+SPDX = pull_request.SPDX
+TEST = f"{SPDX}from helper import VALUE\n\n\ndef test_value():\n    assert VALUE == 1\n"
+
+
+def git(folder: Path, *command: str) -> str:
+    return subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git configuration of one's own."""
+    path = tmp_path / "gitconfig"
+    path.write_text("[user]\n\tname = A Person\n\temail = person@example.org\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(path))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    return path
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    root = tmp_path / "checkout"
+    for name, text in FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    git(tmp_path, "init", "--quiet", "--initial-branch=main", str(root))
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message=upstream")
+    return root
+
+
+@pytest.fixture
+def change(change: Change, modules: Path) -> Change:
+    (modules / "new" / "extra.py").write_text(f'{SPDX}"""Extra."""\n\nANSWER = 42\n')
+    return replace(change, message="fix(ckpt): save a release\n\nIt was\nneeded.\n")
+
+
+@pytest.fixture
+def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PullRequest:
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / "helper.py").write_text(f"{SPDX}VALUE = 1\n")
+    (ours / "test_value.py").write_text(TEST)
+    (ours / "test_gpu.py").write_text(TEST)
+    monkeypatch.setattr(pull_request, "TESTS", ours)
+    monkeypatch.setattr(pull_request, "REQUESTS", ours)
+    expected = pass_argument("test_save", call("mock.assert_called_once_with"), "release=False")
+    return PullRequest(
+        change="example",
+        changelog=["one", "two"],
+        tested=["by hand"],
+        issues=[12],
+        labels=["needs-more-tests"],
+        tests={"helper.py": "new/helper.py", "test_value.py": "test_value.py"},
+        functional={"test_gpu.py": "ckpts/test_gpu.py"},
+        expectations=[File("tests/unit_tests/test_saving.py", [expected])],
+        docs=[insert_before_heading("docs/guide.md", "## Export", "## Release\n\nA \\ B\n\n")],
+    )
+
+
+@pytest.fixture
+def make(checkout: Path, change: Change, request_: PullRequest, modules: Path, tmp_path: Path):
+    def make(*changes: Change, branch: str = "release", **changed) -> list[pull_request.Commit]:
+        requests = {each.name: replace(request_, change=each.name, **changed) for each in changes or [change]}
+        return pull_request.make(checkout, changes or [change], branch, tmp_path / "out", requests, modules)
+
+    return make
+
+
+def shown(checkout: Path, path: str) -> str:
+    return git(checkout, "show", f"release:{path}") + "\n"
+
+
+def state(checkout: Path) -> tuple:
+    files = {
+        str(path): path.read_bytes() for path in checkout.rglob("*") if path.is_file() and ".git" not in path.parts
+    }
+    return (
+        files,
+        git(checkout, "branch", "--all"),
+        git(checkout, "worktree", "list"),
+        git(checkout, "rev-parse", "HEAD"),
+    )
+
+
+def test_checkout_gets_a_branch_and_nothing_else(make, checkout: Path):
+    before = state(checkout)
+    make()
+    files, branches, *rest = state(checkout)
+    assert (files, *rest) == (before[0], *before[2:])
+    assert branches == f"{before[1]}\n  release"
+
+
+def test_commit_is_signed_off_and_holds_the_edits(make, checkout: Path):
+    make()
+    assert git(checkout, "rev-list", "--count", "main..release") == "1"
+    message = "fix(ckpt): save a release\n\nIt was\nneeded.\n\nSigned-off-by: A Person <person@example.org>"
+    assert git(checkout, "log", "-1", "--format=%B", "release") == message
+    assert "def save(path, release: bool = False):" in shown(checkout, "src/megatron/bridge/saving.py")
+    assert '"for-gpus==1.0",' in shown(checkout, "pyproject.toml").partition("cuda = [")[2]
+
+
+def test_new_files_have_upstreams_header_of_this_year(make, checkout: Path):
+    make()
+    for path in ("src/megatron/bridge/new/extra.py", "tests/unit_tests/new/helper.py"):
+        first, second, blank, *_ = shown(checkout, path).splitlines()
+        assert first.startswith("# Copyright (c) 20")
+        assert first != HEADER.splitlines()[0]
+        assert (second, blank) == ("# Licensed somehow.", "")
+        assert "SPDX" not in shown(checkout, path)
+
+
+def test_tests_travel_to_upstreams_places(make, checkout: Path):
+    make()
+    assert "from tests.unit_tests.new.helper import VALUE" in shown(checkout, "tests/unit_tests/test_value.py")
+    assert shown(checkout, "tests/unit_tests/new/__init__.py").startswith("# Copyright")
+    assert "mock.assert_called_once_with(1, release=False)" in shown(checkout, "tests/unit_tests/test_saving.py")
+    assert "def test_value" in shown(checkout, f"{pull_request.TEST_GROUPS}/ckpts/test_gpu.py")
+    script = shown(checkout, f"{pull_request.LAUNCHERS}/L0_Launch_gpu.sh")
+    assert "run \\\n  tests/functional_tests/test_groups/ckpts/test_gpu.py\nafter\n" in script
+    git(checkout, "switch", "--quiet", "release")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit_tests/test_value.py"]
+    assert subprocess.run(command, cwd=checkout, capture_output=True).returncode == 0
+
+
+def test_documentation_is_edited_once(make, checkout: Path, request_: PullRequest):
+    make()
+    text = shown(checkout, "docs/guide.md")
+    assert text == "# Guide\n\n## Import\n\ntext\n\n## Release\n\nA \\ B\n\n## Export\n\ntext\n"
+    assert request_.docs[0].apply(text) == text
+
+
+def test_lines_are_counted_by_what_they_are_in(make):
+    (commit,) = make()
+    assert commit.lines["upstream's modules"] == (1, 1)
+    assert commit.lines["documentation"] == (4, 0)
+    assert commit.lines["new modules"][1] == 0
+    assert "| example | +1 −1 |" in pull_request.table([commit])
+
+
+def test_text_fills_in_upstreams_template(make, tmp_path: Path):
+    make()
+    text = (tmp_path / "out" / "example.md").read_text()
+    assert text.startswith(
+        "Title: fix(ckpt): save a release\nLabels: bug, area:ckpt, needs-more-tests, needs-review\n\n"
+    )
+    assert (
+        "# What does this PR do ?\n\nBecause it is an example.\n\nIt was needed.\n\n# Changelog\n\n- one\n- two\n"
+        in text
+    )
+    assert "- [x] Did you write any new necessary tests?\n- [x] Did you add or update" in text
+    assert "- Related to #12\n" in text
+    assert "- by hand\n" in text
+    assert "One line." not in text
+    assert [path.name for path in (tmp_path / "out").glob("*.patch")] == ["0001-fix-ckpt-save-a-release.patch"]
+
+
+def test_patches_of_before_are_replaced(make, checkout: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0009-old.patch").write_text("")
+    make()
+    assert not (tmp_path / "out" / "0009-old.patch").exists()
+
+
+def test_change_that_is_there_already_is_left_out(make, checkout: Path, change: Change):
+    make()
+    git(checkout, "merge", "--quiet", "--ff-only", "release")
+    with pytest.raises(ForkError, match="has all of these changes already"):
+        make(branch="again")
+    later = Change("later", "feat: more\n\nx", "y", [File("saving.py", [add_parameter("save", "more: int = 0")])])
+    assert [commit.change.name for commit in make(change, later, branch="later")] == ["later"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda c: (c / "docs/guide.md").write_text("mine"),
+            r"has 1 uncommitted changes \(M docs/guide.md\); commit or",
+        ),
+        (lambda c: (c / "mine").write_text("mine"), r"has 1 uncommitted changes \(\?\? mine\)"),
+        (lambda c: git(c, "branch", "release"), "has a branch release already; delete it or give another name"),
+    ],
+    ids=["modified", "untracked", "branch"],
+)
+def test_checkout_that_is_not_ready_is_refused(make, checkout: Path, tmp_path: Path, spoil, message: str):
+    spoil(checkout)
+    before = state(checkout)
+    with pytest.raises(ForkError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+    assert state(checkout) == before
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"expectations": [File("tests/gone.py", [])]},
+            "change example: expected the file tests/gone.py in the checkout",
+        ),
+        (
+            {"expectations": [File("tests/unit_tests/test_saving.py", [add_parameter("gone", "a")])]},
+            "change example: tests/unit_tests/test_saving.py: add parameter a to gone: expected 1 place, found 0; "
+            "look at the checkout and adjust pull_requests/",
+        ),
+        (
+            {"docs": [insert_before_heading("docs/guide.md", "## Gone", "x")]},
+            "change example: docs/guide.md: insert before the heading '## Gone': expected 1 place, found 0; look at ",
+        ),
+        ({"tests": {"gone.py": "gone.py"}}, "gone.py does not exist; add it or take it off pull_requests/"),
+        (
+            {"tests": {}, "functional": {}},
+            "change example: expected `tests` in pull_requests/, found none; add it there",
+        ),
+        ({"tested": []}, "change example: expected `tested` in pull_requests/, found none; add it there"),
+    ],
+    ids=["file", "edit", "heading", "test", "no tests", "not tested"],
+)
+def test_place_that_has_moved_leaves_the_checkout_as_it_was(make, checkout: Path, wrong: dict, message: str):
+    before = state(checkout)
+    with pytest.raises(ForkError, match=message) as error:
+        make(**wrong)
+    assert "\n" not in str(error.value)
+    assert state(checkout) == before
+
+
+def test_edit_of_a_module_that_has_moved_is_told_with_its_change(make, checkout: Path, change: Change):
+    before = state(checkout)
+    wrong = replace(change, edits=[File("saving.py", [add_parameter("gone", "a=1")])])
+    with pytest.raises(
+        EditError, match=r"^change example: saving.py: add parameter a to gone: expected 1 place, found 0"
+    ):
+        make(wrong)
+    assert state(checkout) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from megatron.bridge.new import later", "import megatron.bridge.later", "from megatron.bridge.later import x"],
+)
+def test_import_that_the_commit_lacks_is_said_with_the_file(make, checkout: Path, modules: Path, line: str):
+    (modules / "new" / "extra.py").write_text(f'{SPDX}"""Extra."""\n\n{line}\n\nUSED = {line.split()[-1]}\n')
+    before = state(checkout)
+    with pytest.raises(
+        ForkError, match=r"change example: src/megatron/bridge/new/extra.py imports megatron.bridge.*later"
+    ):
+        make()
+    assert state(checkout) == before
+
+
+def test_import_that_the_commit_has_is_taken(make, modules: Path):
+    lines = ["import os", "from megatron.bridge import new, saving", "from megatron.bridge.saving import save"]
+    (modules / "new" / "extra.py").write_text(f'{SPDX}"""Extra."""\n\n' + "".join(f"{x}  # noqa\n" for x in lines))
+    assert make()
+
+
+def test_other_files_are_edited(make, checkout: Path):
+    edits = [
+        TextEdit("pyproject.toml", "add numpy", r"^(dependencies = \[\n)", r'\1    "numpy",\n', '"numpy"'),
+        File("tests/unit_tests/test_saving.py", [add_parameter("test_save", "a=1")]),
+        File("gone.py", [add_parameter("f", "a=1", releases=">=99")]),
+    ]
+    make(others=edits)
+    assert '    "numpy",\n' in shown(checkout, "pyproject.toml")
+    assert "def test_save(a=1)" in shown(checkout, "tests/unit_tests/test_saving.py")
+
+
+def test_module_that_upstreams_ruff_refuses_is_said(make, checkout: Path, modules: Path):
+    (modules / "new" / "extra.py").write_text(f'{SPDX}"""Extra."""\n\n\ndef f():\n    pass\n')
+    before = state(checkout)
+    with pytest.raises(ForkError, match=r"ruff with the checkout's configuration: src/.*extra.py:\d+:5: D103 "):
+        make()
+    assert state(checkout) == before
+
+
+def test_change_without_the_one_that_it_stands_on_is_refused(make, checkout: Path):
+    first = stack.load()[0]
+    with pytest.raises(
+        ForkError, match=f"stands on {first.name}, which the checkout lacks; add --change {first.name}"
+    ):
+        make(stands_on=[first.name])
+
+
+def test_nobody_to_sign_off_is_refused(make, config: Path):
+    config.write_text("")
+    with pytest.raises(ForkError, match=r"git has no user.name to sign off with; set it with git config --global"):
+        make()
+
+
+def test_folder_that_is_no_checkout_is_refused_in_one_line(tmp_path: Path):
+    result = CliRunner().invoke(main, ["pull-request", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: {tmp_path} holds no megatron/bridge; expected an unpacked wheel or a checkout of Megatron-Bridge\n"
+    )
+
+
+def test_labels_follow_the_subject():
+    request = PullRequest("x")
+    wanted = {"fix(model): a": "bug", "docs: a": "docs", "perf(ckpt)!: a": "feature", "build: a": "feature"}
+    got = {message: pull_request.labels(Change("x", message, ""), request) for message in wanted}
+    assert {message: labels[0] for message, labels in got.items()} == wanted
+    assert [labels[1] for labels in got.values()] == ["area:model", "area:misc", "area:ckpt", "area:build"]
+
+
+def test_every_request_is_of_a_change_and_every_test_travels_once():
+    requests = pull_request.load()
+    assert set(requests) <= {change.name for change in stack.load()}
+    travelling = [ours for request in requests.values() for ours in request.travelling()]
+    there = [
+        path.relative_to(pull_request.TESTS).as_posix()
+        for folder in ("bridge", "bridge_cli")
+        for path in (pull_request.TESTS / folder).rglob("*.py")
+    ]
+    assert sorted(travelling) == sorted(there), "name it in pull_requests/"
+    for request in requests.values():
+        for ours in request.functional:
+            assert (pull_request.REQUESTS / ours).is_file()
+
+
+@pytest.mark.parametrize("change", stack.load(), ids=lambda change: change.name)
+def test_change_has_what_its_modules_and_tests_import_of_ours(change: Change, tmp_path: Path):
+    requests = pull_request.load()
+    names = [change.name]
+    for name in names:
+        names += requests[name].stands_on
+    ground = [each for each in stack.load() if each.name in names]
+    for module in (module for each in ground for module in each.modules):
+        target = tmp_path / "megatron" / "bridge" / module
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(stack.MODULES / module, target)
+    ours = {".".join(Path(path).with_suffix("").parts) for path in map(in_tree, modules_of(stack.load()))}
+    files = [stack.MODULES / module for module in change.modules]
+    files += [pull_request.TESTS / test for test in requests[change.name].travelling()]
+    lacking = missing(files, [tmp_path], pull_request.IMPORTED)
+    assert not [(path, name) for path, name in lacking if any(f"{name}.".startswith(f"{each}.") for each in ours)]
+
+
+def modules_of(changes: list[Change]) -> list[str]:
+    return [module for change in changes for module in change.modules]
+
+
+def in_tree(module: str) -> str:
+    return os.path.normpath(f"megatron/bridge/{module}")
+
+
+# What upstream's CONTRIBUTING.md lists, August 2026.
+TYPES = {"feat", "fix", "refactor", "perf", "docs", "build", "ci", "test", "chore"}
+SCOPES = {"model", "recipe", "training", "data", "ckpt", "peft", "distill", "prune", "quant", "diffusion", "misc"}
+LABELS = {
+    *("bug", "feature", "support", "docs", "ci"),
+    *("needs-review", "breaking-change", "high-complexity", "needs-more-tests", "full-test-suite", "docs-only"),
+    *(f"area:{area}" for area in (*SCOPES, "perf", "build")),
+}
+
+
+@pytest.mark.parametrize("change", stack.load(), ids=lambda change: change.name)
+def test_title_and_labels_are_those_that_upstream_knows(change: Change):
+    subject = change.message.partition("\n")[0]
+    kind, scope, breaking, told = re.fullmatch(r"(\w+)(?:\((\w+)\))?(!?): (.+)", subject).groups()
+    assert kind in TYPES
+    assert scope is None or scope in SCOPES
+    assert told[0].islower() and not told.endswith(".")
+    labels = pull_request.labels(change, pull_request.load()[change.name])
+    assert set(labels) <= LABELS
+    assert ("breaking-change" in labels) is bool(breaking)
+    assert sum(label in TYPES | {"bug", "feature", "support"} for label in labels) == 1
+
+
+def test_label_of_a_breaking_change_comes_from_its_subject(change: Change, request_: PullRequest):
+    breaking = replace(change, message="build!: move it\n")
+    assert pull_request.labels(breaking, replace(request_, labels=[])) == [
+        "feature",
+        "area:build",
+        "breaking-change",
+        "needs-review",
+    ]
+
+
+@pytest.mark.parametrize("change", stack.load(), ids=lambda change: change.name)
+def test_request_that_changes_requirements_says_that_the_lock_is_old(change: Change):
+    request = pull_request.load()[change.name]
+    edits = change.requirements or any(edit.path == "pyproject.toml" for edit in request.others)
+    assert (pull_request.LOCK in request.notes) is bool(edits)
+
+
+# What is true here and nowhere else; os.fork() is another matter.
+HERE = r"upstream|\bfork\b(?!\()|\bpatches/|\btests/functional\b"
+PAGES = r"|\bdocs/"
+
+
+def texts() -> dict[str, str]:
+    """What a reader of the pull requests sees, by where it is here."""
+    found = {}
+    for change in stack.load():
+        request = pull_request.load()[change.name]
+        paths = [stack.MODULES / module for module in change.modules]
+        paths += [pull_request.TESTS / test for test in request.travelling()]
+        paths += [pull_request.REQUESTS / test for test in request.functional]
+        found |= {str(path.resolve().relative_to(stack.REPOSITORY)): path.read_text("utf-8") for path in paths}
+        said = [change.message, change.why, *request.changelog, *request.tested, *request.notes]
+        found[f"the text of {change.name}"] = "\n".join(said)
+        found |= {f"{edit.path} of {change.name}": edit.new for edit in request.docs}
+    return found
+
+
+@pytest.mark.parametrize("where", texts())
+def test_what_travels_says_nothing_that_is_true_here_only(where: str):
+    # The pull requests' texts may name pages of upstream's.
+    here = re.compile(HERE + PAGES if where.endswith(".py") else HERE, re.IGNORECASE)
+    lines = enumerate(texts()[where].splitlines(), 1)
+    assert not [f"{where}:{number}: {line}" for number, line in lines if here.search(line)]
