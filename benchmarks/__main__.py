@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares the streaming import with a copy and with upstream's import, in turn: `nox -s benchmark`.
+
+Writes results.json and memory.svg beside this file. On the disk it needs the bytes of all sizes, and once more those
+of the largest.
+"""
+
+import argparse
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from benchmarks import results
+from benchmarks.flows import FLOWS, measure
+from benchmarks.results import GB, Measurement
+from benchmarks.shapes import SHAPES, WRITTEN, Shape, llama
+from benchmarks.weights import write_checkpoint
+
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests" / "functional"))
+from tokenizer import train_tokenizer  # noqa: E402
+
+
+VERSIONS = ("megatron-bridge", "megatron-core", "torch", "transformers")
+MARGIN = 10**9
+
+console = Console(width=150)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="nox -s benchmark --", description=__doc__)
+    parser.add_argument("--sizes", default="1b,3b,8b", help="of %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each flow runs (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE.parent / "dist", help="a folder on the disk to test, for checkpoints"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the Hugging Face checkpoints there")
+    options = parser.parse_args()
+    sizes = options.sizes.split(",")
+    if unknown := set(sizes) - set(WRITTEN):
+        parser.error(f"--sizes has {', '.join(sorted(unknown))}, expected some of {','.join(WRITTEN)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.out, prefix="benchmark-", delete=not options.keep) as folder:
+        measurements, skipped = run(Path(folder), sizes, options.rounds, options.keep)
+    plans = {size: planned(size) for size in SHAPES if size not in WRITTEN}
+    report = results.as_json(measurements, plans, about() | {"skipped": skipped})
+    (HERE / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    results.show(measurements, plans, console)
+    for line in skipped:
+        console.print(line)
+    if measurements:
+        results.plot(measurements, HERE / "memory.svg")
+        console.print("wrote benchmarks/results.json and benchmarks/memory.svg")
+
+
+def run(folder: Path, sizes: list[str], rounds: int, keep: bool) -> tuple[list[Measurement], list[str]]:
+    """Write the checkpoints and run every flow on each, in turn.
+
+    Returns:
+        The measurements, and a line for each size or flow that this host has no room for.
+    """
+    measurements, skipped, sources, largest = [], [], {}, 0
+    for size in sizes:
+        shape = llama(size)
+        # The sources stay, so that the sizes alternate from round to round; of the targets there is one at a time.
+        needed = shape.bytes + max(shape.bytes, largest) + MARGIN
+        if needed > (free := shutil.disk_usage(folder).free):
+            skipped.append(f"skipped {size}: it needs {needed / GB:.0f} GB of disk, {free / GB:.0f} GB are free")
+            continue
+        console.print(f"writing {size}, {shape.bytes / GB:.1f} GB")
+        sources[size], largest = write(folder / size, shape), max(shape.bytes, largest)
+    warm_up(folder)
+    for number in range(1, rounds + 1):
+        for size, source in sources.items():
+            for flow in FLOWS:
+                needed = flow.memory * llama(size).bytes
+                if needed > psutil.virtual_memory().available:
+                    line = f"skipped {flow.name} of {size}: it needs {needed / GB:.1f} GB of memory"
+                    skipped += [line] if line not in skipped else []
+                    continue
+                log = folder / f"{size}-{flow.name.split()[0]}-{number}.log"
+                done, cached, sync = measure(flow, source, folder / "target", log)
+                measurements.append(results.measurement(size, flow.name, number, done, cached, sync))
+                console.print(
+                    f"round {number}, {size}, {flow.name}: {done.wall:.1f} s, {done.peak('resident') / GB:.2f} GB"
+                )
+            if number == rounds and not keep:
+                shutil.rmtree(source)
+    return measurements, skipped
+
+
+def write(folder: Path, shape: Shape) -> Path:
+    """Write a checkpoint with a small tokenizer; the vocabulary's size in the configuration is the true one."""
+    write_checkpoint(folder, shape)
+    train_tokenizer(folder)
+    return folder
+
+
+def planned(size: str) -> dict[str, int]:
+    """Make the plan of a size, without what packages print meanwhile."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        from benchmarks.plan import plan
+
+        return asdict(plan(llama(size)))
+
+
+def warm_up(folder: Path) -> None:
+    """Run every flow once on a small model: what they import is compiled, and in the page cache, from then on."""
+    console.print("warming up")
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8}
+    source = write(folder / "small", llama("1b", **small))
+    for flow in FLOWS:
+        measure(flow, source, folder / "target", folder / "warm-up.log")
+    shutil.rmtree(source)
+
+
+def about() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "host": {
+            "cpus": os.cpu_count(),
+            "memory": psutil.virtual_memory().total,
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+        },
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "flows": {flow.name: flow.description for flow in FLOWS},
+        "page_cache": "the checkpoint's files are dropped before each run (posix_fadvise), all else is warm; sync is "
+        "what the disk takes after the command has ended, and is in no wall time",
+        "memory": "sums over the process tree from /proc/PID/smaps_rollup: anonymous pages, pages of mapped files, "
+        "and resident, which is both and is what the bars are about",
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the streaming import would write, of models that are too large for this host: nothing is read or written."""
+
+import tempfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+from benchmarks.shapes import Shape
+from benchmarks.weights import write_plan
+from megatron.bridge import AutoBridge
+from megatron.bridge.models.conversion.streaming_import import streamed_model
+from megatron.bridge.models.conversion.utils import unwrap_model
+from megatron.bridge.training import streaming_save
+from megatron.bridge.utils.accelerator import with_process_group
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an import would write.
+
+    Attributes:
+        items: Tensors that are written, each a part of an entry of the checkpoint.
+        bytes: Bytes of them.
+        largest: Bytes of the largest.
+        block: Bytes of the blocks of weights that all threads hold at once, at most.
+    """
+
+    items: int
+    bytes: int
+    largest: int
+    block: int
+
+
+@with_process_group
+def plan(shape: Shape) -> Plan:
+    """Make the model on the meta device, from a checkpoint that has an index and no shards, and add its parts up.
+
+    Raises:
+        RuntimeError: The model can't be streamed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_plan(Path(folder), shape)
+        model = streamed_model(AutoBridge.from_hf_pretrained(folder), Path(folder, "out"))
+    if model is None:
+        raise RuntimeError("the model can't be streamed: the log says why")
+    sizes = []
+    for chunk in unwrap_model(model):
+        state_dict = chunk.sharded_state_dict()
+        apply_factories(state_dict)
+        for entry in nested_values(state_dict):
+            if isinstance(entry, ShardedTensor) and entry.data is not None:
+                sizes.append(prod(entry.local_shape) * entry.dtype.itemsize)
+    block = min(streaming_save.BLOCK_BYTES, max(sizes)) * streaming_save.THREADS
+    return Plan(len(sizes), sum(sizes), max(sizes), block)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was measured, against the bars: as JSON, as tables, and as a plot."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.memory import Run
+
+
+GB = 10**9
+KINDS = ("resident", "anonymous", "file")
+COLUMNS = ("wall, s", "start-up, s", "sync, s", *(f"peak {kind}, GB" for kind in KINDS))
+
+_SAMPLES = 120
+"""Samples of a run that are kept, at most: the largest of each part of it."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of one flow.
+
+    Attributes:
+        size: A key of `shapes.SHAPES`.
+        flow: A name of `flows.FLOWS`.
+        round: The round, from 1.
+        wall: Seconds from start to end of the command.
+        started: Seconds until its conversion started; None for a flow that doesn't tell.
+        sync: Seconds that the disk took afterwards.
+        cached: Part of the source that was in the page cache before, from 0 to 1.
+        resident: Peak of the resident set over the process tree, in bytes.
+        anonymous: Peak of its anonymous pages, in bytes.
+        file: Peak of its pages of mapped files, in bytes.
+        samples: Seconds since the start, and anonymous and file pages in bytes.
+    """
+
+    size: str
+    flow: str
+    round: int
+    wall: float
+    started: float | None
+    sync: float
+    cached: float
+    resident: int
+    anonymous: int
+    file: int
+    samples: list[tuple[float, int, int]] = field(repr=False)
+
+    @property
+    def past_start_up(self) -> float:
+        """Seconds from the start of the conversion to the end; all of them for a flow without start-up."""
+        return self.wall - (self.started or 0.0)
+
+
+def measurement(size: str, flow: str, number: int, run: Run, cached: float, sync: float) -> Measurement:
+    """Keep of a run what tables and plot show."""
+    step = -(-len(run.samples) // _SAMPLES) or 1
+    parts = [run.samples[start : start + step] for start in range(0, len(run.samples), step)]
+    largest = [max(part, key=lambda sample: sample[1].resident) for part in parts]
+    samples = [(round(at, 2), memory.anonymous, memory.file) for at, memory in largest]
+    peaks = {kind: run.peak(kind) for kind in KINDS}
+    return Measurement(size, flow, number, run.wall, run.started, sync, cached, samples=samples, **peaks)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Something that the streaming import has to hold.
+
+    Attributes:
+        name: What is measured.
+        most: The highest value that holds.
+        unit: Of value and bar; "times" for a ratio.
+        value: Computes it from the measurements of a round, by size and flow. A KeyError says that one is missing.
+    """
+
+    name: str
+    most: float
+    unit: str
+    value: Callable[[dict[tuple[str, str], Measurement]], float]
+
+
+BARS = (
+    Bar("start-up, 8B shape", 4.0, "s", lambda of: of["8b", "streaming"].started),
+    Bar("peak resident set, 8B shape", 2.0, "GB", lambda of: of["8b", "streaming"].resident / GB),
+    Bar(
+        "peak resident set, 8B against 1.5B shape",
+        1.05,
+        "times",
+        lambda of: of["8b", "streaming"].resident / of["1b", "streaming"].resident,
+    ),
+    Bar(
+        "wall past start-up, 8B shape, against cp -r",
+        1.25,
+        "times",
+        lambda of: of["8b", "streaming"].past_start_up / of["8b", "cp -r"].wall,
+    ),
+    Bar(
+        "wall of the whole command, 8B shape, against upstream",
+        0.5,
+        "times",
+        lambda of: of["8b", "streaming"].wall / of["8b", "upstream"].wall,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The smallest, the middle and the largest of some values."""
+
+    min: float
+    median: float
+    max: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        """Return the spread of at least one value."""
+        return cls(min(values), statistics.median(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f}" if self.min == self.max else f"{self.median:.2f} ({self.min:.2f}–{self.max:.2f})"
+
+
+def compare(measurements: list[Measurement]) -> Iterator[tuple[Bar, Spread | None]]:
+    """Compute each bar's value in each round; None where a run for it is missing in every round."""
+    rounds = sorted({each.round for each in measurements})
+    for bar in BARS:
+        values = []
+        for number in rounds:
+            of = {(each.size, each.flow): each for each in measurements if each.round == number}
+            try:
+                values.append(bar.value(of))
+            except (KeyError, TypeError):  # not run, or the start of its conversion was not seen
+                continue
+        yield bar, Spread.of(values) if values else None
+
+
+def as_json(measurements: list[Measurement], plans: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """Return everything in plain types."""
+    bars = [
+        {
+            "name": bar.name,
+            "at_most": bar.most,
+            "unit": bar.unit,
+            "measured": asdict(spread) if spread else None,
+            "holds": spread.median <= bar.most if spread else None,
+        }
+        for bar, spread in compare(measurements)
+    ]
+    return {**about, "bars": bars, "plans": plans, "runs": [asdict(each) for each in measurements]}
+
+
+def show(measurements: list[Measurement], plans: dict[str, Any], console: Console) -> None:
+    """Print runs, plans and bars as tables."""
+    table = Table("size", "flow", *COLUMNS)
+    for size, flow in dict.fromkeys((each.size, each.flow) for each in measurements):
+        runs = [each for each in measurements if (each.size, each.flow) == (size, flow)]
+        started = [each.started for each in runs if each.started is not None]
+        table.add_row(
+            size,
+            flow,
+            str(Spread.of([each.wall for each in runs])),
+            str(Spread.of(started)) if started else "",
+            str(Spread.of([each.sync for each in runs])),
+            *(str(Spread.of([getattr(each, kind) / GB for each in runs])) for kind in KINDS),
+        )
+    console.print(table, "Median (smallest–largest). GB are 10^9 bytes. resident = anonymous + file.")
+    if plans:
+        table = Table("planned, not written", "tensors", "bytes, GB", "largest tensor, GB", "blocks held, MB")
+        for size, each in plans.items():
+            figures = (each["bytes"] / GB, each["largest"] / GB, each["block"] / 10**6)
+            table.add_row(size, str(each["items"]), *(f"{figure:.1f}" for figure in figures))
+        console.print(table)
+    table = Table("bar", "at most", "measured", "")
+    for bar, spread in compare(measurements):
+        verdict = "not measured" if spread is None else "holds" if spread.median <= bar.most else "MISSED"
+        table.add_row(bar.name, f"{bar.most} {bar.unit}", str(spread or ""), verdict)
+    console.print(table)
+
+
+def decimal(size: int) -> str:
+    """Write bytes in GB, and in MB if they are few."""
+    return f"{size / GB:.1f} GB" if size > GB / 10 else f"{size / 10**6:.0f} MB"
+
+
+def plot(measurements: list[Measurement], path: Path) -> None:
+    """Draw memory over time of the flows, of the largest size that all of them ran, in a round of middle length.
+
+    A line is the resident set; the area below it, in the same colour, the anonymous part.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "path.simplify_threshold": 1.0})
+    from matplotlib import pyplot
+
+    size = max(
+        measurements, key=lambda each: (len({m.flow for m in measurements if m.size == each.size}), each.wall)
+    ).size
+    figure, axes = pyplot.subplots(figsize=(7.2, 3.6), layout="constrained")
+    for flow, color in (("upstream", "#c44e52"), ("cp -r", "#555555"), ("streaming", "#2a7a3b")):
+        runs = sorted((each for each in measurements if (each.size, each.flow) == (size, flow)), key=lambda m: m.wall)
+        if not runs:
+            continue
+        run = runs[(len(runs) - 1) // 2]
+        times = [at for at, _, _ in run.samples] + [run.wall]
+        anonymous = [value / GB for _, value, _ in run.samples] + [0]
+        resident = [(value + file) / GB for _, value, file in run.samples] + [0]
+        label = f"{flow}: {run.wall:.0f} s, {decimal(run.resident)}"
+        axes.plot(times, resident, color=color, linewidth=1.6, label=label)
+        axes.fill_between(times, anonymous, color=color, alpha=0.2, linewidth=0)
+    axes.set(
+        title=f"Import of a checkpoint of Llama-3-{size.upper()} shape",
+        xlabel="time since the start of the command (s)",
+        ylabel="resident memory (GB)",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, title="whole command, peak (shaded: anonymous pages)", alignment="left")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes Hugging Face checkpoints with random weights as fast as the disk takes them, and never holds a tensor."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.shapes import BYTES_PER_VALUE, Shape, size
+
+
+SHARD_BYTES = 5 * 10**9
+
+# The safetensors format: 8 bytes of length, the header in JSON, and the tensors from a multiple of 8 bytes on.
+_LENGTH_BYTES = _ALIGNMENT = 8
+
+
+def write_checkpoint(folder: Path, shape: Shape, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write configuration, shards and their index.
+
+    Args:
+        folder: Where they go; made if it isn't there.
+        shape: What is written.
+        shard_bytes: The most bytes of tensors that a shard has, unless a single tensor has more.
+    """
+    shards = write_plan(folder, shape, shard_bytes)
+    noise = _noise()
+    for name, tensors in shards.items():
+        with (folder / name).open("wb") as file:
+            file.write(_header({tensor: shape.tensors[tensor] for tensor in tensors}))
+            for tensor in tensors:
+                file.writelines(_values(shape.tensors[tensor], noise))
+
+
+def write_plan(folder: Path, shape: Shape, shard_bytes: int = SHARD_BYTES) -> dict[str, list[str]]:
+    """Write configuration and index, and not the shards.
+
+    Returns:
+        The names of each shard's tensors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shape.config.save_pretrained(folder)
+    split = list(_split(shape.tensors, shard_bytes))
+    shards = {f"model-{at:05d}-of-{len(split):05d}.safetensors": tensors for at, tensors in enumerate(split, start=1)}
+    index = {
+        "metadata": {"total_size": shape.bytes},
+        "weight_map": {tensor: name for name, tensors in shards.items() for tensor in tensors},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    return shards
+
+
+def _split(tensors: dict[str, tuple[int, ...]], shard_bytes: int) -> Iterator[list[str]]:
+    shard: list[str] = []
+    used = 0
+    for name, shape in tensors.items():
+        if shard and used + size(shape) > shard_bytes:
+            yield shard
+            shard, used = [], 0
+        shard.append(name)
+        used += size(shape)
+    yield shard
+
+
+def _header(tensors: dict[str, tuple[int, ...]]) -> bytes:
+    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, shape in tensors.items():
+        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, start + size(shape)]}
+        start += size(shape)
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def _noise() -> np.ndarray:
+    """Normal values with a standard deviation of 0.02, in bfloat16, which numpy doesn't know: the half of a float32.
+
+    32 MB, and a prime number of values, so that no two tensors begin alike and no two rows of one are the same.
+    """
+    values = np.random.default_rng(0).standard_normal(16_777_259, dtype=np.float32) * np.float32(0.02)
+    return (values.view(np.uint32) >> 16).astype("<u2")
+
+
+def _values(shape: tuple[int, ...], noise: np.ndarray) -> Iterator[memoryview]:
+    """The bytes of one tensor, in pieces of the noise."""
+    left = size(shape) // BYTES_PER_VALUE
+    start = left % 1_000_003
+    while left:
+        piece = noise[start : start + left]
+        yield piece.data
+        left -= len(piece)
+        start = 0
