@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kills imports with SIGKILL at random moments, checks what each leaves, and that the next import puts it right.
+
+    python tests/reliability/kills.py --kills 200 --seed 0
+
+Each import runs in a fork of a process that has imported everything, and so takes about a second. Half of the kills
+come at a random time; half, and in any case one for each, at a change to the file system, so that the short moments
+between writing the payload and writing the tracker are hit, too. Half of the imports go into an empty place, half over
+an older release.
+"""
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import llama_alone  # noqa: F401 - the first to import Bridge
+from checkpoints import PAYLOAD, TRACKER, AutoBridge, digest, forked, names, run_forked, save_hf_model
+
+
+CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "shutil.rmtree"}
+WHEN = ("before the first write", "while the payload was written", "between the renames", "after the import")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When one import is killed.
+
+    Attributes:
+        over: Whether an older release is there.
+        at: A time in parts of a whole import, or the number of a change to the file system.
+    """
+
+    over: bool
+    at: float | int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Two models, an older release, and what an import of the newer one takes.
+
+    Attributes:
+        seconds: Of an import, by whether it goes over the older release.
+        changes: To the file system, in the same way.
+    """
+
+    work: Path
+    options: dict[str, Any]
+    old: str
+    new: str
+    seconds: dict[bool, float]
+    changes: dict[bool, int]
+
+    def run(self, kill: Kill) -> tuple[str, bool]:
+        """Kill an import and see what it leaves; returns when it was, and whether there is a checkpoint after it.
+
+        Raises:
+            AssertionError: What the tracker names is neither checkpoint, or the next import went wrong.
+        """
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            out = prepare(self.work, Path(folder) / "out", kill.over)
+            work = partial(convert, self.work, out, self.options)
+            by_time = isinstance(kill.at, float)
+            child, result = forked(work if by_time else partial(killed_at_change, kill.at, out, work))
+            if by_time:
+                time.sleep(kill.at * self.seconds[kill.over])
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(result)
+            seen = run_forked(partial(self.inspect, out, kill.over))
+            assert "error" not in seen, f"{kill}: {seen}"
+            return tuple(seen["result"])
+
+    def inspect(self, out: Path, over: bool) -> tuple[str, bool]:
+        """Look at what a kill left, import once more, and look at that."""
+        found, named = names(out), digest(out)
+        assert named in (None, self.old if over else None, self.new), f"a torn checkpoint: {found}"
+        leftovers = found - {"release", TRACKER}
+        if named == self.new and not leftovers:
+            when = 3
+        elif not leftovers and named == (self.old if over else None) and ("release" in found) == over:
+            when = 0
+        elif named == self.new or named is None and (over or "release" in found):
+            when = 2
+        else:
+            when = 1
+        convert(self.work, out, self.options)
+        assert digest(out) == self.new, "the next import wrote something else"
+        assert names(out) == {"release", TRACKER}, f"the next import left {names(out)}"
+        assert names(out / "release") == PAYLOAD
+        return WHEN[when], named is not None
+
+
+def prepare(work: Path, out: Path, over: bool) -> Path:
+    if over:
+        shutil.copytree(work / "old", out)
+    return out
+
+
+def convert(work: Path, out: Path, options: dict[str, Any]) -> None:
+    AutoBridge.import_ckpt(work / "hf-new", out, **options)
+
+
+def at_each_change(folder: Path, act: Callable[[], None]) -> None:
+    """Call `act` before this process changes something below `folder`."""
+
+    def hook(event: str, args: tuple) -> None:
+        if event == "open" and isinstance(args[0], str | os.PathLike):
+            changes = bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        else:
+            changes = event in CHANGES
+        # shutil.rmtree names files relative to the descriptor of their folder.
+        if changes and (not os.path.isabs(args[0]) or str(args[0]).startswith(str(folder))):
+            act()
+
+    sys.addaudithook(hook)
+
+
+def killed_at_change(number: int, folder: Path, work: Callable[[], None]) -> None:
+    left = iter(range(number))
+    at_each_change(folder, lambda: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
+    work()
+
+
+def measured(folder: Path, work: Callable[[], None]) -> tuple[float, int, list[str]]:
+    """Run `work`; returns its seconds, its changes below `folder`, and the modules that it imported."""
+    before, counted = set(sys.modules), []
+    at_each_change(folder, lambda: counted.append(1))
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start, len(counted), sorted(set(sys.modules) - before)
+
+
+def make_bench(work: Path, options: dict[str, Any]) -> Bench:
+    """Make the models and the older release, all in forks: this process must start no threads."""
+
+    def answer(function: Callable[[], Any]) -> Any:
+        seen = run_forked(function)
+        assert "error" not in seen, seen
+        return seen["result"]
+
+    def references() -> tuple[str | None, str | None]:
+        for name, layers in (("old", 1), ("new", 2)):
+            save_hf_model(work / f"hf-{name}", num_hidden_layers=layers)
+            AutoBridge.import_ckpt(work / f"hf-{name}", work / name)
+        return digest(work / "old"), digest(work / "new")
+
+    def trial(over: bool) -> tuple[float, int, list[str]]:
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            out = prepare(work, Path(folder) / "out", over)
+            return answer(partial(measured, out, partial(convert, work, out, options)))
+
+    old, new = answer(references)
+    # What an import imports lazily, each fork would import anew.
+    for module in trial(False)[2]:
+        if module.startswith(("megatron.", "torch.", "transformers.")):
+            __import__(module)
+    gc.freeze()
+    trials = {over: [trial(over) for _ in range(3)] for over in (False, True)}
+    seconds = {over: statistics.median(each[0] for each in some) for over, some in trials.items()}
+    return Bench(work, options, old, new, seconds, {over: some[0][1] for over, some in trials.items()})
+
+
+def plan(bench: Bench, kills: int, seed: int) -> list[Kill]:
+    """Draw the moments, in random order.
+
+    Raises:
+        ValueError: There are fewer than an import has changes to the file system.
+    """
+    draw, half = random.Random(seed), kills // 2
+    if half < (least := max(bench.changes.values())):
+        raise ValueError(f"found --kills {kills}, and an import makes {least} changes: give at least {2 * least}")
+    moments = []
+    for over, count in bench.changes.items():
+        by_change = max(half // 2, count)
+        # Each change has its turn before any has its second.
+        numbers = islice(cycle(draw.sample(range(count), count)), by_change)
+        moments += [Kill(over, number) for number in numbers]
+        # A little beyond the end, to hit the last steps although no two imports take the same time.
+        moments += [Kill(over, draw.uniform(0, 1.1)) for _ in range(half - by_change)]
+    return draw.sample(moments, len(moments))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="more arguments of import_ckpt")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = make_bench(Path(folder), given.options)
+        print(f"seed {given.seed}; an import takes {bench.seconds} s and {bench.changes} changes", flush=True)
+        kills = plan(bench, given.kills, given.seed)
+        with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+            seen = list(pool.map(bench.run, kills))
+    for over in (False, True):
+        counts = Counter(when for kill, (when, _) in zip(kills, seen, strict=True) if kill.over == over)
+        absent = sum(not present for kill, (_, present) in zip(kills, seen, strict=True) if kill.over == over)
+        counts = {when: counts[when] for when in WHEN}
+        print(json.dumps({"over": over, "kills": sum(counts.values()), "no checkpoint": absent, **counts}))
+
+
+if __name__ == "__main__":
+    main()

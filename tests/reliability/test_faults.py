@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports that can't be finished, or go through something unusual: an error in one line or a correct result."""
+
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from checkpoints import PAYLOAD, TRACKER, AutoBridge, Child, digest, names, run, save_hf_model
+from kills import at_each_change
+
+
+WHOLE = {"release", TRACKER}
+MS_RDONLY, MS_REMOUNT = 1, 32  # of sys/mount.h
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two models, an older release of the first, and what an import of each is."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, layers in (("old", 1), ("new", 2)):
+        save_hf_model(folder / f"hf-{name}", num_hidden_layers=layers)
+    assert "error" not in run(partial(AutoBridge.import_ckpt, folder / "hf-new", folder / "new"))
+    assert "error" not in run(partial(AutoBridge.import_ckpt, folder / "hf-old", folder / "old"))
+    return folder
+
+
+@pytest.fixture(params=[False, True], ids=["into nothing", "over a release"])
+def over(request):
+    return request.param
+
+
+def prepare(models: Path, out: Path, over: bool) -> Path:
+    if over:
+        shutil.copytree(models / "old", out)
+    return out
+
+
+def said_by(work: Callable[[], None]) -> str:
+    """Call `work` in this process; returns its error, which must be one of a user and one line, or an empty string."""
+    try:
+        work()
+    except (OSError, ValueError) as error:
+        assert "\n" not in str(error), str(error)
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def in_fork(work: Callable[[], str]) -> str:
+    """Call `work` in a process of its own; returns what it returns, or skips the test if it is not allowed to."""
+    seen = run(work)
+    if seen.get("error") == "NotAllowed":
+        # In CI they are a part of what is tested.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no user namespaces here: {seen['message']}")
+    assert "error" not in seen, seen
+    return seen["result"]
+
+
+def assert_unharmed(models: Path, out: Path, over: bool) -> None:
+    assert names(out) == (WHOLE if over else set())
+    assert digest(out) == (digest(models / "old") if over else None)
+
+
+def assert_imported(models: Path, out: Path) -> None:
+    assert names(out) == WHOLE
+    assert names(out / "release") == PAYLOAD
+    assert digest(out) == digest(models / "new")
+
+
+# --- the file system ---------------------------------------------------------------------------------------------
+
+
+class NotAllowed(Exception):
+    """This process may make no namespaces."""
+
+
+def in_namespace(*, mapped: bool = True) -> None:
+    """Give this process, a fork, mounts of its own; without `mapped` no power over files that it may not write."""
+    user, group = os.getuid(), os.getgid()
+    try:
+        os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS)
+        if mapped:
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    except OSError as error:
+        raise NotAllowed(str(error)) from None
+
+
+def mount(folder: Path, kib: int, flags: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, f"size={kib}k".encode()):
+        raise NotAllowed(os.strerror(ctypes.get_errno()))
+    return folder
+
+
+def used_kib(folder: Path) -> int:
+    seen = os.statvfs(folder)
+    return (seen.f_blocks - seen.f_bfree) * seen.f_frsize >> 10
+
+
+def on_small_disk(models: Path, folder: Path, over: bool, free_kib: int, streaming: bool) -> str:
+    in_namespace()
+    disk = mount(folder, 1 << 20)
+    out = prepare(models, disk / "out", over)
+    # tmpfs takes 0 for no limit at all.
+    mount(disk, max(used_kib(disk) + free_kib, 4), MS_REMOUNT)
+    work = partial(AutoBridge.import_ckpt, models / "hf-new", out, streaming=streaming)
+    said = said_by(work)
+    assert_unharmed(models, out, over)
+    mount(disk, 1 << 20, MS_REMOUNT)
+    work()
+    assert_imported(models, out)
+    return said
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("free_kib", [0, 64, 500])
+def test_a_full_disk(models, tmp_path, over, free_kib, streaming, record_property):
+    said = in_fork(partial(on_small_disk, models, tmp_path / "disk", over, free_kib, streaming))
+    assert "No space left on device" in said or "could not be written" in said
+    record_property("count of imports onto a full disk", 1)
+
+
+def with_quota(models: Path, out: Path, over: bool, size: int, streaming: bool) -> str:
+    prepare(models, out, over)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    work = partial(AutoBridge.import_ckpt, models / "hf-new", out, streaming=streaming)
+    said = said_by(work)
+    assert_unharmed(models, out, over)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    work()
+    assert_imported(models, out)
+    return said
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("size", [0, 20_000])
+def test_a_file_that_may_grow_no_further(models, tmp_path, over, size, streaming, record_property):
+    said = in_fork(partial(with_quota, models, tmp_path / "out", over, size, streaming))
+    assert "File too large" in said or "could not be written" in said
+    record_property("count of imports with a limit to the size of files", 1)
+
+
+def on_read_only_disk(models: Path, folder: Path, over: bool) -> str:
+    in_namespace()
+    disk = mount(folder, 1 << 20)
+    out = prepare(models, disk / "out", over)
+    mount(disk, 1 << 20, MS_REMOUNT | MS_RDONLY)
+    said = said_by(partial(AutoBridge.import_ckpt, models / "hf-new", out))
+    assert_unharmed(models, out, over)
+    return said
+
+
+def test_a_read_only_target(models, tmp_path, over, record_property):
+    record_property("count of imports onto a read-only disk", 1)
+    assert "is not writable: change its" in in_fork(partial(on_read_only_disk, models, tmp_path / "disk", over))
+
+
+def without_permission(models: Path, out: Path) -> str:
+    in_namespace(mapped=False)
+    return said_by(partial(AutoBridge.import_ckpt, models / "hf-new", out))
+
+
+def test_a_target_that_belongs_to_somebody_else(models, tmp_path, over, record_property):
+    record_property("count of imports into a folder of somebody else", 1)
+    out = prepare(models, tmp_path / "out", over)
+    out.mkdir(exist_ok=True)
+    out.chmod(0o500)
+    try:
+        said = in_fork(partial(without_permission, models, out))
+    finally:
+        out.chmod(0o700)
+    assert said.startswith("PermissionError") and "is not writable: change its" in said
+    assert_unharmed(models, out, over)
+
+
+def through_link_to_other_disk(models: Path, folder: Path, over: bool) -> str:
+    in_namespace()
+    disk = mount(folder, 1 << 20)
+    assert disk.stat().st_dev != models.stat().st_dev
+    prepare(models, disk / "out", over)
+    (disk / "out").mkdir(exist_ok=True)
+    link = folder.with_name("link")
+    link.symlink_to(disk / "out")
+    AutoBridge.import_ckpt(models / "hf-new", link)
+    assert link.is_symlink()
+    assert_imported(models, disk / "out")
+    assert_imported(models, link)
+    return "done"
+
+
+def test_a_symlinked_target_on_another_file_system(models, tmp_path, over, record_property):
+    record_property("count of imports through a link, onto another file system", 1)
+    assert in_fork(partial(through_link_to_other_disk, models, tmp_path / "disk", over)) == "done"
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+def test_two_imports_into_one_target(models, tmp_path, record_property):
+    """Ten times, two at once: one at least is done, and the other one is done or says who was first."""
+    refused, rounds = 0, 10
+    for number in range(rounds):
+        out = tmp_path / str(number)
+        works = [
+            partial(said_by, partial(AutoBridge.import_ckpt, models / f"hf-{name}", out)) for name in ("old", "new")
+        ]
+        seen = [child.answer() for child in [Child(work) for work in works]]
+        said = [each["result"] for each in seen if "error" not in each]
+        assert len(said) == 2 and "" in said, seen
+        for message in filter(None, said):
+            assert message.startswith("FileExistsError: another process is writing a release checkpoint"), message
+            refused += 1
+        assert names(out) == WHOLE
+        assert digest(out) in (digest(models / "old"), digest(models / "new"))
+    record_property("count of imports beside another one, done", 2 * rounds - refused)
+    record_property("count of imports beside another one, refused", refused)
+
+
+def import_on_rank(models: Path, out: Path, rank: int, dies: int | None, at: int) -> None:
+    """Import on one of two ranks; rank `dies` kills itself before its change `at` to the file system."""
+    dist.init_process_group("gloo", init_method=f"file://{out}.store", rank=rank, world_size=2)
+    kill = partial(os.kill, os.getpid(), signal.SIGKILL)
+    if rank == dies:
+        left = iter(range(at))
+        at_each_change(out, lambda: next(left, None) is None and kill())
+    AutoBridge.import_ckpt(models / "hf-new", out)
+
+
+def two_ranks(models: Path, out: Path, dies: int | None, at: int) -> tuple[list[dict], float]:
+    """Import on two ranks; returns what each said, and the seconds from the death of one to the end of the other."""
+    children = [Child(partial(import_on_rank, models, out, rank, dies, at)) for rank in (0, 1)]
+    start = time.monotonic()
+    if dies is not None:
+        children[dies].process.join()
+        start = time.monotonic()
+    seen = [child.answer() for child in children]
+    return seen, time.monotonic() - start
+
+
+def test_two_ranks(models, tmp_path, over):
+    out = prepare(models, tmp_path / "out", over)
+    seen, _ = two_ranks(models, out, None, 0)
+    assert [each.get("error") for each in seen] == [None, None], seen
+    assert names(out) == WHOLE
+
+
+@pytest.mark.parametrize(("dies", "at"), [(1, 0), (0, 0), (0, 4), (0, 9)])
+def test_a_rank_that_dies(models, tmp_path, over, dies, at, record_property):
+    record_property("count of imports on two ranks of which one dies", 1)
+    out = prepare(models, tmp_path / "out", over)
+    seen, seconds = two_ranks(models, out, dies, at)
+    assert seconds < 60
+    assert seen[dies]["error"] == "killed"
+    survivor = seen[1 - dies]
+    assert "error" in survivor and "\n" not in survivor["message"], survivor
+    assert digest(out) == (digest(models / "old") if over else None)
+    if dies == 1:
+        assert_unharmed(models, out, over)
+    assert "error" not in run(partial(AutoBridge.import_ckpt, models / "hf-new", out))
+    assert_imported(models, out)

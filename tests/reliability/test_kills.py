@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports that are killed: what is there afterwards is the old checkpoint, the new one, or none."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("streaming", "kills"), [(True, 200), (False, 60)], ids=["streaming", "in memory"])
+def test_kills(streaming, kills, record_property):
+    options = json.dumps({"streaming": streaming})
+    command = [sys.executable, str(Path(__file__).with_name("kills.py")), f"--kills={kills}", f"--options={options}"]
+    if seed := os.environ.get("KILLS_SEED"):
+        command.append(f"--seed={seed}")
+    # A process of its own: the tests before this one have started threads, which a fork would lose.
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, f"{run.stdout}{run.stderr[-3000:]}"
+    # The seed, for a failure.
+    print(run.stdout)
+    counts = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert [(each["over"], each["kills"]) for each in counts] == [(False, kills // 2), (True, kills // 2)]
+    assert counts[1]["no checkpoint"] == 0
+    for when in ("while the payload was written", "between the renames"):
+        assert all(each[when] for each in counts), when
+    for each in counts:
+        how = f"{'streaming' if streaming else 'in memory'}, {'over a release' if each['over'] else 'into nothing'}"
+        record_property(f"count of imports killed, {how}", each["kills"])

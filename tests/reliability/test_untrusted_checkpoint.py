@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints with code in them: every reader refuses them in one line, and the code doesn't run."""
+
+import io
+import os
+import pickle
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+import yaml
+from broken import Payload, traces
+from checkpoints import AutoBridge, read_megatron_lm_args
+from test_release_checkpoint import gloo, hf_model, release, training  # noqa: F401 - fixtures
+from test_release_layout import object_store  # noqa: F401 - fixture
+from torch.distributed.checkpoint.metadata import MetadataIndex
+
+from megatron.bridge.training import model_load_save, untrusted_checkpoint
+from megatron.bridge_cli import repair, safe_pickle
+
+
+def saved(payload: Payload) -> bytes:
+    buffer = io.BytesIO()
+    torch.save([payload], buffer)
+    return buffer.getvalue()
+
+
+def in_metadata(folder: Path, payload: Payload) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(payload))
+
+
+def in_sound_metadata(folder: Path, payload: Payload) -> None:
+    metadata = dcp.FileSystemReader(folder).read_metadata()
+    metadata.planner_data = payload
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+def in_metadata_of_a_rank(folder: Path, payload: Payload) -> None:
+    """PyTorch takes that of a rank where there is no other."""
+    (folder / ".metadata").unlink()
+    (folder / "__0.metadata").write_bytes(pickle.dumps(payload))
+
+
+def in_metadata_of_a_rank_beside_unsound(folder: Path, payload: Payload) -> None:
+    """The same where the other can't be read: an object of PyTorch's that it can't make, and that we need not."""
+    reader = dcp.FileSystemReader(folder)
+    metadata = reader.read_metadata()
+    metadata.planner_data = _Unsound()
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    safe_pickle.check_metadata(folder / ".metadata")
+    with pytest.raises(TypeError):
+        reader.read_metadata()
+    (folder / "__0.metadata").write_bytes(pickle.dumps(payload))
+
+
+class _Unsound:
+    def __reduce__(self):
+        return MetadataIndex, ()
+
+
+def in_common_pt(folder: Path, payload: Payload) -> None:
+    (folder / "common.pt").write_bytes(saved(payload))
+
+
+def in_common_state(folder: Path, payload: Payload) -> None:
+    """Put the payload where the metadata says that the common state is, as core 0.19 has it."""
+    metadata = dcp.FileSystemReader(folder).read_metadata()
+    (index,) = (index for index in metadata.storage_data if index.fqn.startswith("common_state"))
+    place = metadata.storage_data[index]
+    with (folder / place.relative_path).open("ab") as file:
+        offset = file.tell()
+        file.write(saved(payload))
+        length = file.tell() - offset
+    metadata.storage_data[index] = replace(place, offset=offset, length=length)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+PLANT = {
+    each.__name__: each
+    for each in (
+        in_metadata,
+        in_sound_metadata,
+        in_metadata_of_a_rank,
+        in_metadata_of_a_rank_beside_unsound,
+        in_common_pt,
+        in_common_state,
+    )
+}
+
+# name: what reads a checkpoint root
+READERS = {
+    "args": lambda root, hf: read_megatron_lm_args(root),
+    "load_megatron_model": lambda root, hf: AutoBridge.from_hf_pretrained(hf).load_megatron_model(root),
+    "load_megatron_model of training": lambda root, hf: model_load_save.load_megatron_model(
+        str(root), use_cpu_init=True, skip_temp_dist_context=True
+    ),
+    "export_ckpt": lambda root, hf: AutoBridge.from_hf_pretrained(hf).export_ckpt(root, root.with_name("exported")),
+}
+
+
+@pytest.fixture
+def planted(request, release, tmp_path):  # noqa: F811
+    root = Path(shutil.copytree(release, tmp_path / "planted"))
+    PLANT[request.param](root / "release", Payload(traces(root)))
+    return root
+
+
+@pytest.mark.parametrize("planted", PLANT, indirect=True)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_payload_does_not_run(planted, hf_model, gloo, reader):  # noqa: F811
+    with pytest.raises(ValueError, match="could run code") as caught:
+        READERS[reader](planted, hf_model)
+    assert "\n" not in str(caught.value)
+    assert not traces(planted).exists()
+
+
+@pytest.mark.parametrize("planted", PLANT, indirect=True)
+def test_a_payload_does_not_run_in_load_checkpoint(planted, training):  # noqa: F811
+    with pytest.raises(ValueError, match="could run code"):
+        training(pretrained_checkpoint=planted)
+    assert not traces(planted).exists()
+
+
+@pytest.mark.parametrize(
+    "planted",
+    ["in_metadata_of_a_rank", "in_metadata_of_a_rank_beside_unsound", "in_common_state"],
+    indirect=True,
+)
+def test_the_payload_would_run_without_the_guard(planted):
+    with suppress(dcp.api.CheckpointException):
+        dcp.load({"common_state/shard_0_1": io.BytesIO()}, checkpoint_id=planted / "release", no_dist=True)
+    assert traces(planted).exists()
+
+
+def test_metadata_in_an_object_store_is_vetted(object_store, tmp_path):  # noqa: F811
+    url, folder = object_store
+    untrusted_checkpoint.vet(url)
+    folder.mkdir()
+    (folder / "__0.metadata").write_bytes(pickle.dumps(Payload(tmp_path / "trace")))
+    with pytest.raises(ValueError, match=f"^{url}/__0.metadata names .*could run code"):
+        untrusted_checkpoint.vet(url)
+    assert not (tmp_path / "trace").exists()
+
+
+# name: what instantiates the run config of a checkpoint root
+INSTANTIATES = {
+    "load_model_config": lambda root, hf: model_load_save.load_model_config(str(root)),
+    "load_tokenizer": lambda root, hf: model_load_save.load_tokenizer(str(root)),
+    "repair": lambda root, hf: repair.run(repair.plan(root)),
+    **{name: READERS[name] for name in ("load_megatron_model", "load_megatron_model of training", "export_ckpt")},
+}
+
+
+@pytest.mark.parametrize("reader", INSTANTIATES)
+def test_a_run_config_runs_no_shell(release, hf_model, gloo, tmp_path, reader):  # noqa: F811
+    root = Path(shutil.copytree(release, tmp_path / "planted"))
+    if reader == "repair":
+        # Args are derived where there are none.
+        torch.save({"checkpoint_version": 3.0, "iteration": 0}, root / "release/common.pt")
+    path = root / "release/run_config.yaml"
+    config = yaml.safe_load(path.read_text())
+    shell = {"_target_": "torch.utils.collect_env.run", "command": f"touch {traces(root)}"}
+    config["tokenizer" if reader == "load_tokenizer" else "model"]["extra"] = shell
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="run_config.yaml names 'torch.utils.collect_env.run'") as caught:
+        INSTANTIATES[reader](root, hf_model)
+    assert "\n" not in str(caught.value)
+    assert not traces(root).exists()
+
+
+def test_the_environment_is_as_it_was_before(release, monkeypatch):  # noqa: F811
+    for value in (None, "0"):
+        monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", value) if value else None
+        with pytest.raises(KeyError), untrusted_checkpoint.reading(release / "release"):
+            raise KeyError
+        assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") == value
+
+
+@pytest.mark.parametrize("planted", ["in_common_state"], indirect=True)
+def test_who_trusts_a_checkpoint_says_so(planted, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises((KeyError, TypeError)):
+        read_megatron_lm_args(planted)
+    assert traces(planted).exists()
