@@ -11,7 +11,10 @@ import argparse
 import json
 import math
 import os
+import pickle
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -92,6 +95,37 @@ def writes_release(row: Row) -> str:
     return "args in `common.pt`" if (row.checkpoint / "release" / "common.pt").exists() else "args in the payload"
 
 
+class Payload:
+    """Pickles to a call that leaves a folder, and would do so with any other."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def refuses_code(row: Row) -> str:
+    """Export a copy of the checkpoint whose metadata calls something when PyTorch unpickles it."""
+    import torch.distributed.checkpoint as dcp
+
+    from megatron.bridge import AutoBridge
+
+    planted, trace = row.folder / "planted", row.folder / "trace"
+    shutil.copytree(row.checkpoint, planted)
+    metadata = dcp.FileSystemReader(planted / "release").read_metadata()
+    metadata.planner_data = Payload(trace)
+    (planted / "release" / ".metadata").write_bytes(pickle.dumps(metadata))
+    try:
+        AutoBridge.from_hf_pretrained(row.model).export_ckpt(planted, row.folder / "from-planted")
+    except ValueError as error:
+        assert "mkdir" in str(error), f"another error: {error}"
+    else:
+        raise AssertionError("it was loaded")
+    assert not trace.exists(), "the code ran"
+    return "code in `.metadata`, which doesn't run"
+
+
 def loads_in_core(row: Row) -> str:
     """Load every tensor with Megatron Core's own reader."""
     import torch
@@ -155,7 +189,40 @@ def exports(row: Row) -> str:
     return "bit for bit"
 
 
-STAGES = (imports, writes_release, loads_in_core, trains, exports)
+def streams(row: Row) -> str:
+    """Import the model in memory, and find that the import before was streamed and wrote the same."""
+    import torch
+    from megatron.core import dist_checkpointing
+
+    from megatron.bridge import AutoBridge
+    from megatron.bridge.models.conversion.streaming_import import streamed_model
+    from megatron.bridge.training.model_load_save import temporary_distributed_context
+
+    AutoBridge.import_ckpt(row.model, row.folder / "in-memory", streaming=False)
+    with temporary_distributed_context(backend="gloo"):
+        model = streamed_model(AutoBridge.from_hf_pretrained(row.model), row.folder / "streamed")
+        assert model is not None, "this model is imported in memory"
+        streamed, in_memory = (
+            dist_checkpointing.load_plain_tensors(str(root / "release"))
+            for root in (row.checkpoint, row.folder / "in-memory")
+        )
+    assert streamed.keys() == in_memory.keys(), f"differs in {sorted(streamed.keys() ^ in_memory.keys())}"
+    tensors = [name for name, value in streamed.items() if isinstance(value, torch.Tensor)]
+    changed = [name for name in tensors if not torch.equal(streamed[name], in_memory[name])]
+    assert not changed, f"differs in {changed}"
+    return "what an import in memory writes"
+
+
+def inspects(row: Row) -> str:
+    """Ask the command what is at the checkpoint."""
+    command = Path(sys.executable).with_name("megatron-bridge")
+    done = subprocess.run([command, "inspect", row.checkpoint], capture_output=True, text=True)
+    assert done.returncode == 0, (done.stderr.strip() or done.stdout.strip()).partition("\n")[0]
+    assert "release" in done.stdout, "it doesn't say that this is a release checkpoint"
+    return "`megatron-bridge inspect` tells a release checkpoint"
+
+
+STAGES = (imports, writes_release, refuses_code, loads_in_core, trains, exports, streams, inspects)
 
 
 def main() -> None:

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of releases: its rows, and its place in a page that has other sections."""
 
+import pickle
+from pathlib import Path
+
+import check
 import pytest
 import table
+
+from fork import stack
 
 
 VERSIONS = {"megatron-core": "0.9", "transformers": "5", "torch": "2"}
@@ -13,14 +19,42 @@ def row(release: str) -> dict:
     return {"date": "2026-11-22", "versions": {"megatron-bridge": release, **VERSIONS}, "results": RESULTS}
 
 
-def test_rows_are_in_the_order_of_releases():
+def test_rows_are_in_the_order_of_releases_and_of_changes():
     lines = table.table([row("0.10.0"), row("0.9.1")]).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 0.9.1", "| 0.10.0"]
+    cells = [line.split(" | ") for line in lines[2:]]
+    assert [(line[0], line[4]) for line in cells] == [
+        (release, change) for release in ("| 0.9.1", "| 0.10.0") for change in table.CHANGES
+    ]
 
 
-def test_stages_that_were_not_reached_are_dashes_and_bars_are_escaped():
-    *_, last = table.table([row("0.9.1")]).splitlines()
-    assert last == "| 0.9.1 | 0.9 | 5 | 2 | yes | fails: OSError: a \\| b | – | – | – | 2026-11-22 |"
+def test_stages_that_were_not_reached_are_said_and_bars_are_escaped():
+    lines = table.table([row("0.9.1")]).splitlines()
+    assert (
+        "| 0.9.1 | 0.9 | 5 | 2 | release-checkpoints | layout: fails: OSError: a \\| b; loads: not reached; "
+        "trains: not reached | 2026-11-22 |"
+    ) in lines
+    assert "| 0.9.1 | 0.9 | 5 | 2 | untrusted-checkpoints | refuses: not reached | 2026-11-22 |" in lines
+
+
+def test_releases_that_were_not_tried_again_stay():
+    before = table.table([row("0.8.0"), row("0.9.1")])
+    kept = table.lines_of(f"text\n\n{before}\n## More\n")
+    tried = row("0.9.1") | {"date": "2027-01-01"}
+    after = table.table([tried], kept)
+    assert after == table.table([row("0.8.0"), tried])
+    assert table.lines_of("| another | table |\n| --- | --- |\n| 0.8.0 | x |\n") == []
+
+
+def test_payload_would_run(tmp_path: Path):
+    pickle.loads(pickle.dumps(check.Payload(tmp_path / "trace")))
+    assert (tmp_path / "trace").is_dir()
+
+
+def test_every_change_of_the_stack_and_every_stage_has_its_place():
+    assert list(table.CHANGES) == [change.name for change in stack.load()]
+    assert all(table.CHANGES.values())
+    stages = [stage for stages in table.CHANGES.values() for stage in stages]
+    assert sorted(stages) == sorted(stage.__name__ for stage in check.STAGES)
 
 
 @pytest.mark.parametrize("after", ["", "## Later\n\ntext\n"])
