@@ -8,19 +8,25 @@
 `--upstream-wheel PATH` there gives megatron-bridge's wheel on a host without network, in every session that builds.
 `--upstream VERSION` builds on another of the releases in fork/upstream.py.
 `--wheel PATH` tests that wheel in place of the one that is built.
+`--megatron-lm DIR` trains with `pretrain_gpt.py` of that checkout of Megatron-LM in the functional sessions.
 """
 
 import argparse
 import hashlib
+import importlib
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
 
 
 sys.path.insert(0, str(Path(__file__).parent))
+import fork.upstream
 from fork.upstream import LATEST, RELEASES
 
 
@@ -33,39 +39,81 @@ nox.options.sessions = ["lint", "unit", "functional"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHON = PYPROJECT["project"]["requires-python"].removeprefix(">=").partition(",")[0]
 
+
+def _host_for_gpus() -> str | None:
+    """The version of the python3 on the PATH if this is a GPU host whose packages have what training needs.
+
+    A workstation may have a GPU's driver and nothing else; its functional sessions run on the CPU.
+    """
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+        return None
+    look = (
+        "import importlib.util as u, platform; all(map(u.find_spec, ('torch', 'megatron')))"
+        " and print('.'.join(platform.python_version_tuple()[:2]))"
+    )
+    found = subprocess.run([shutil.which("python3"), "-c", look], capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
 # There the functional sessions take torch, Transformer Engine and Megatron Core as they are: docs/gpu-runners.md
-GPU = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
+GPU = _host_for_gpus()
 
 built: list[Path] = []
 
 
 @nox.session(python=PYTHON)
 def lint(session: nox.Session) -> None:
-    """Check style and formatting."""
+    """Check style and formatting, and the workflows, without network."""
     session.install(*_group("lint"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    workflows = [str(path) for path in sorted(Path(".github", "workflows").glob("*.yml"))]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run("zizmor", "--offline", "--quiet", *workflows)
 
 
 @nox.session(python=PYTHON)
 def build(session: nox.Session) -> None:
     """Build the patched wheel into dist/."""
     session.install(*_group("fork"))
-    given, _ = _arguments(session)
-    option = [f"--upstream={given.upstream}"]
-    option += [f"--upstream-wheel={given.upstream_wheel}"] if given.upstream_wheel else []
     # Part of the installation, for the sessions that install what this prints.
-    printed = session.run_install("python", "-m", "fork", "build", *option, silent=True, stderr=None)
+    printed = session.run_install("python", "-m", "fork", "build", *_release(session), silent=True, stderr=None)
     if printed:
         built[:] = [Path(printed.strip())]
         session.log(f"wrote {built[0]}")
+
+
+@nox.session(python=PYTHON)
+def diff(session: nox.Session) -> None:
+    """Print what the stack changes in a release, in colour on a terminal, and write it into dist/."""
+    session.install(*_group("fork"))
+    session.run("python", "-m", "fork", "diff", *_release(session), *_arguments(session)[1])
+
+
+@nox.session(python=PYTHON)
+def release(session: nox.Session) -> None:
+    """Build the wheels over every release of upstream into dist/release/, with checksums and notes."""
+    session.install(*_group("fork"))
+    session.run("python", "-m", "fork", "release", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def upstream_pr(session: nox.Session) -> None:
+    """Commit the stack on a new branch of a checkout of Megatron-Bridge: `-- PATH_TO_CHECKOUT [--change NAME …]`."""
+    checkout = next((Path(each) for each in session.posargs if Path(each).is_dir()), None)
+    if checkout is None:
+        session.error("expected the path of a Megatron-Bridge checkout: nox -s upstream_pr -- PATH_TO_CHECKOUT")
+    hooks = checkout / ".pre-commit-config.yaml"
+    pinned = re.search(r"ruff-pre-commit\s+rev: \W?v([\d.]+)", hooks.read_text("utf-8") if hooks.is_file() else "")
+    session.install(*_group("fork"), f"ruff=={pinned[1]}" if pinned else "ruff")
+    session.run("python", "-m", "fork", "pull-request", *session.posargs)
 
 
 @nox.session(python=PYTHON, requires=["build"])
 def unit(session: nox.Session) -> None:
     """Test the edits, the build and the new modules."""
     _install_patched(session)
-    _pytest(session, "tests/unit")
+    _pytest(session, ["tests/reliability", "tests/unit"])
 
 
 @nox.session(python=PYTHON, requires=["build"], venv_params=["--system-site-packages"] if GPU else [])
@@ -75,7 +123,8 @@ def functional(session: nox.Session, *options: str) -> None:
         _install_beside_host(session)
     else:
         _install_patched(session)
-    _pytest(session, "tests/functional", *options)
+    checkout = _arguments(session)[0].megatron_lm
+    _pytest(session, ["tests/functional"], *options, *([f"--megatron-lm={checkout}"] if checkout else []))
 
 
 def _functional_on(platform: str) -> None:
@@ -98,7 +147,7 @@ def functional_versions(session: nox.Session, version: str) -> None:
     """Run rows of the matrix with this Megatron Core and the release of Bridge that goes with it."""
     _install_release(session, version, Path("dist", "compatibility"))
     session.install(*_group("tools"))
-    _pytest(session, "tests/functional", "--platform=cpu", "--row=llama-3-1-rank", "--row=llama-3-tp2")
+    _pytest(session, ["tests/functional"], "--platform=cpu", "--row=llama-3-1-rank", "--row=llama-3-tp2")
 
 
 @nox.session(python=PYTHON, requires=["build"])
@@ -108,6 +157,13 @@ def quickstart(session: nox.Session) -> None:
     session.run("python", "tests/functional/quickstart.py", *_arguments(session)[1])
 
 
+@nox.session(python=PYTHON, requires=["build"])
+def benchmark(session: nox.Session) -> None:
+    """Compare the streaming import with `cp -r` and with upstream's import: `-- --sizes 1b,8b --rounds 2`."""
+    _install_patched(session)
+    session.run("python", "-m", "benchmarks", *_arguments(session)[1])
+
+
 @nox.session(python=PYTHON)
 @nox.parametrize("version", [nox.param(version, id=version) for version in RELEASES])
 def compatibility(session: nox.Session, version: str) -> None:
@@ -115,6 +171,10 @@ def compatibility(session: nox.Session, version: str) -> None:
 
     `--megatron-lm DIR` is a checkout of Megatron-LM for megatron-core 0.16, whose wheel has no training loop.
     """
+    _try_release(session, version)
+
+
+def _try_release(session: nox.Session, version: str) -> None:
     rows = Path("dist", "compatibility")
     _install_release(session, version, rows)
     try:
@@ -125,16 +185,44 @@ def compatibility(session: nox.Session, version: str) -> None:
         session.run("python", "tests/compatibility/table.py", str(rows), "docs/compatibility.md")
 
 
+@nox.session(python=PYTHON)
+def adopt(session: nox.Session) -> None:
+    """See whether the stack fits a new release of upstream, then build and try it: `-- VERSION`."""
+    version = next((each for each in session.posargs if each[:1].isdigit()), None)
+    if version is None:
+        session.error("expected the version of a release: nox -s adopt -- VERSION")
+    session.install(*_group("fork"))
+    given, rest = _arguments(session)
+    wheel = [f"--upstream-wheel={given.upstream_wheel}"] if given.upstream_wheel else []
+    session.run("python", "-m", "fork", "adopt", *rest, *wheel)
+    # The line that this added to the table.
+    RELEASES.update(importlib.reload(fork.upstream).RELEASES)
+    _try_release(session, version)
+
+
 def _install_release(session: nox.Session, version: str, folder: Path) -> None:
     """Builds on this release of upstream, and installs that with what goes with it."""
     torch = [each for each in _group("functional") if each.startswith("torch==")]
-    pins = [f"megatron-core=={RELEASES[version].megatron_core}", f"transformers=={RELEASES[version].transformers}"]
+    pins = _goes_with(version)
     session.install(*_group("fork"))
     build = ["python", "-m", "fork", "build", f"--out={folder}", f"--upstream={version}"]
     wheel = session.run_install(*build, silent=True, stderr=None)
     if wheel:
         session.install(wheel.strip(), *pins, *torch)
         session.install("--force-reinstall", "--no-deps", wheel.strip())
+
+
+def _goes_with(version: str) -> list[str]:
+    """The packages that go with a release of upstream."""
+    release = RELEASES[version]
+    return [f"megatron-core=={release.megatron_core}", f"transformers=={release.transformers}"]
+
+
+def _release(session: nox.Session) -> list[str]:
+    """The options that say which release of upstream it is, for the commands of fork/."""
+    given, _ = _arguments(session)
+    wheel = [f"--upstream-wheel={given.upstream_wheel}"] if given.upstream_wheel else []
+    return [f"--upstream={given.upstream}", *wheel]
 
 
 def _group(name: str) -> list[str]:
@@ -151,13 +239,24 @@ def _arguments(session: nox.Session) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(session.posargs)
 
 
-def _pytest(session: nox.Session, folder: str, *options: str) -> None:
-    """Runs the tests of `folder`, or those at the paths that the user names."""
+def _pytest(session: nox.Session, folders: Sequence[str], *options: str) -> None:
+    """Runs the tests of `folders`, or those at the paths that the user names."""
     given, rest = _arguments(session)
     if given.upstream_wheel:
         session.env["MEGATRON_BRIDGE_UPSTREAM_WHEEL"] = given.upstream_wheel
+    # Images like to set it, and then every process compiles torch and Megatron Core anew.
+    session.env["PYTHONDONTWRITEBYTECODE"] = None
     named = any(argument.partition("::")[0].startswith("tests") for argument in rest)
-    session.run("pytest", *([] if named else [folder]), *options, *rest)
+    # A wheel that is not of this commit may lack what a module of tests imports; the other modules run all the same.
+    any_wheel = ["--continue-on-collection-errors"] if given.wheel else []
+    own = [option for option in session.posargs if option not in rest]
+    session.env["FUNCTIONAL_COMMAND"] = shlex.join(["python3", "-m", "nox", "-s", session.name, "--", *own])
+    # A file's tests share what they made, and so do the rows of a model (tests/conftest.py). Arguments are for looking
+    # closer, and GPUs for one row at a time. The order stays, because the groups with the fewest tests are those that
+    # take longest.
+    two = ["--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder"]
+    parallel = [] if rest or GPU else two
+    session.run("pytest", *([] if named else folders), *any_wheel, *parallel, *options, *rest)
 
 
 def _install_patched(session: nox.Session) -> None:
@@ -166,7 +265,7 @@ def _install_patched(session: nox.Session) -> None:
     wheel = given.wheel or next(iter(built), None)
     if wheel is None:
         return
-    wanted = [*_group("unit"), *_group("functional")]
+    wanted = [*_group("unit"), *_group("functional"), *_goes_with(given.upstream)]
     stamp = Path(session.virtualenv.location, "installed.txt")
     state = "\n".join([hashlib.sha256(wheel.read_bytes()).hexdigest(), *wanted])
     if not stamp.exists() or stamp.read_text() != state:
@@ -181,12 +280,16 @@ def _install_beside_host(session: nox.Session) -> None:
 
     `--system-site-packages` alone passes by a python3 that is itself in a virtual environment, as in NVIDIA's image.
     """
+    if GPU != PYTHON:
+        session.error(f"python3 on the PATH is Python {GPU}, the wheel needs {PYTHON}: take a container that has it")
     folders = "import site; print('\\n'.join(site.getsitepackages()))"
     host = subprocess.check_output([shutil.which("python3"), "-c", folders], text=True)
     own = session.run_install("python", "-c", folders, silent=True)
     wheel = _arguments(session)[0].wheel or next(iter(built), None)
     if own and wheel:
-        Path(own.split()[0], "host.pth").write_text(host)
+        # `site` reads .pth files, which editable installations are, in folders that are added so, and in no others.
+        lines = [f"import site; site.addsitedir({folder!r})\n" for folder in host.splitlines()]
+        Path(own.split()[0], "host.pth").write_text("".join(lines))
         session.install("--no-deps", "--force-reinstall", str(wheel))
         session.install(*_group("tools"))
 

@@ -5,6 +5,7 @@ The conversations are made here, from a fixed seed: small sums and word games wh
 small model's loss falls within a few iterations and every run everywhere sees the same text.
 """
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -55,13 +56,32 @@ def _count(dice: random.Random) -> tuple[str, str]:
     return f"How many letters has {word}?", f"The word {word} has {len(word)} letters."
 
 
-def write_conversations(path: Path, count: int, seed: int = 1) -> Path:
-    """Write conversations as JSON lines, each `{"messages": […]}`, the form that Megatron-LM's `SFTDataset` reads."""
+def write_conversations(path: Path, count: int, seed: int = 1, together: int = 1) -> Path:
+    """Write conversations as JSON lines, each `{"messages": […]}`, the form that Megatron-LM's `SFTDataset` reads.
+
+    Args:
+        path: The file.
+        count: How many.
+        seed: Another seed gives other conversations.
+        together: How many a line holds. `SFTDataset` packs those of a line into one sequence; a system message begins
+            each.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as out:
-        for messages in conversations(count, seed):
-            out.write(json.dumps({"messages": messages}) + "\n")
+        for group in itertools.batched(conversations(count, seed), together):
+            out.write(json.dumps({"messages": list(itertools.chain(*group))}) + "\n")
     return path
+
+
+def spoken(messages: list[Message]) -> list[str]:
+    """Give all that the assistant says, a text for each conversation of a line."""
+    texts: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            texts.append("")
+        elif message["role"] == "assistant":
+            texts[-1] += message["content"]
+    return texts
 
 
 class ChatTokenizer:

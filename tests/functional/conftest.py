@@ -3,6 +3,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import matrix  # noqa: E402
 import models  # noqa: E402
 import platforms  # noqa: E402
-import report  # noqa: E402
 import steps  # noqa: E402
 from chat import write_conversations  # noqa: E402
+from report import Result, dumps, load, loads, show, succeeded, write  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 
-RESULTS = pytest.StashKey[list[report.Result]]()
+RESULT = "result of a row"
 ROWS = pytest.StashKey[list[matrix.Row]]()
 
 
@@ -32,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--platform", choices=list(platforms.PLATFORMS), help="fail unless this platform is here")
     group.addoption("--all", action="store_true", help="every row of the matrix, not only the default set")
     group.addoption("--row", action="append", metavar="NAME", help="this row and no other test; can be repeated")
+    group.addoption("--megatron-lm", type=Path, metavar="DIR", help="train with this checkout's pretrain_gpt.py --sft")
     group.addoption("--report", type=Path, default=Path("out/functional"), metavar="DIR", help="logs and report")
 
 
@@ -40,9 +42,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore")
     if config.option.showcapture == "all":
         config.option.showcapture = "stdout"
-    config.stash[RESULTS] = []
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Reporter(config.option.report))
     if config.option.platform:
         os.environ[steps.PLATFORM_VARIABLE] = config.option.platform
+    if config.option.platform == "cpu":
+        # Before torch looks for devices: what is converted in this process shall not find them either.
+        os.environ.update(platforms.PLATFORMS["cpu"].environment)
+    if checkout := config.option.megatron_lm:
+        if not (checkout / "pretrain_gpt.py").is_file():
+            raise pytest.UsageError(f"{checkout} has no pretrain_gpt.py: give a checkout of Megatron-LM")
+        os.environ[steps.MEGATRON_LM_VARIABLE] = str(checkout.absolute())
     try:
         steps.host()
         config.stash[ROWS] = matrix.rows(config.option.row, config.option.all)
@@ -54,7 +64,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of each row."""
     if "row" in metafunc.fixturenames:
         rows = metafunc.config.stash[ROWS]
-        metafunc.parametrize("row", rows, ids=[row.name for row in rows])
+        groups = [pytest.param(row, id=row.name, marks=pytest.mark.xdist_group(row.model)) for row in rows]
+        metafunc.parametrize("row", groups)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Pass by the other modules where `--row` names rows, and on GPUs, for their figures are float32's on the CPU.
+
+    A wheel without a change can't import the tests of that change.
+    """
+    other = collection_path.name.startswith("test_") and collection_path.name != "test_matrix.py"
+    return True if other and (config.option.row or steps.host().platform.name != "cpu") else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,19 +86,44 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Report the rows that were run."""
-    if results := session.config.stash[RESULTS]:
-        folder = session.config.option.report
-        report.write(results, folder)
+    """Fail, in the process that others wait for, where rows were chosen and none of them ran."""
+    kept = session.config.option.report / "results.json"
+    if not hasattr(session.config, "workerinput") and kept.exists() and not succeeded(load(kept)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    """Show the report, in the process that has the terminal."""
+    folder = config.option.report
+    if (kept := folder / "results.json").exists():
         print()
-        report.show(results, Console(highlight=False))
+        show(load(kept), Console(highlight=False))
         print(f"report: {folder / 'report.html'}")
 
 
-@pytest.fixture(scope="session")
-def results(pytestconfig: pytest.Config) -> list[report.Result]:
-    """Give the list that the report is made of."""
-    return pytestconfig.stash[RESULTS]
+class Reporter:
+    """Takes the results of rows in the process that others wait for, whichever process ran them.
+
+    The report is written anew with each: a job that is ended keeps what it has.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results: list[Result] = []
+        (folder / "results.json").unlink(missing_ok=True)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add what the test of a row gave to `add_to_report`."""
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == RESULT:
+                self.results += loads(value)
+                write(self.results, self.folder)
+
+
+@pytest.fixture
+def add_to_report(record_property: Callable[[str, str], None]) -> Callable[[Result], None]:
+    """Give what takes a row's result."""
+    return lambda result: record_property(RESULT, dumps([result]))
 
 
 @pytest.fixture(scope="session")

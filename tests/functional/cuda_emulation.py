@@ -15,6 +15,8 @@ import copy
 import os
 import types
 from collections.abc import Callable
+from functools import partial, wraps
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -203,15 +205,9 @@ def install() -> None:
     mode = _DeviceToCpu()
     mode.__enter__()
     _installed.append(mode)
-    _skip_compilation_of_helpers()
     _let_norms_be_sequence_parallel()
-
-
-def _skip_compilation_of_helpers() -> None:
-    """Use the data set helpers that come compiled in the wheel of megatron-core; Megatron-LM would call `make`."""
-    import megatron.core.datasets.utils as dataset_utils
-
-    dataset_utils.compile_helpers = _answer(None)
+    _let_attention_take_packed_sequences()
+    _fork_the_queue_of_saves()
 
 
 def _let_norms_be_sequence_parallel() -> None:
@@ -234,3 +230,40 @@ def _let_norms_be_sequence_parallel() -> None:
         return module
 
     WrappedTorchNorm.__new__ = norm
+
+
+def _let_attention_take_packed_sequences() -> None:
+    """Give Megatron Core's local attention what Transformer Engine's has: several sequences in one.
+
+    Each sequence attends to itself, from where `cu_seqlens_q` says that it begins to where the next one does. Megatron
+    Core refuses them (`megatron/core/transformer/dot_product_attention.py`, `DotProductAttention.forward`, core
+    0.19.2), and `SFTDataset` makes no others.
+    """
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    refusing = DotProductAttention.forward
+
+    @wraps(refusing)
+    def attend(
+        self: Any, query: Any, key: Any, value: Any, *args: Any, packed_seq_params: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
+        if packed_seq_params is None:
+            return refusing(self, query, key, value, *args, **kwargs)
+        bounds = pairwise(packed_seq_params.cu_seqlens_q.tolist())
+        sequences = [[each[start:end].unsqueeze(1) for each in (query, key, value)] for start, end in bounds]
+        return torch.cat([refusing(self, *each, *args, **kwargs) for each in sequences if len(each[0])])
+
+    DotProductAttention.forward = attend
+
+
+def _fork_the_queue_of_saves() -> None:
+    """Let each rank fork the process that collects what its save wrote.
+
+    Megatron Core spawns it (`megatron/core/dist_checkpointing/strategies/filesystem_async.py`,
+    `get_write_results_queue`, core 0.19.2), and before it can take the first result it imports torch, on every rank
+    and in every save. With `--use-persistent-ckpt-worker` Megatron-LM forks it, too
+    (`megatron/training/async_utils.py`, `init_persistent_async_worker`).
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async.get_write_results_queue = partial(filesystem_async.get_write_results_queue, "fork")

@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tune a GPT model on conversations with Megatron-LM's own training loop.
 
-The flags are Megatron-LM's own (`megatron.training`'s parser), with one more: `--record DIR` keeps each iteration's
-loss and the very batches that the model saw, so that another implementation can be asked for the loss on the same
-tokens. `pretrain_gpt.py`, Megatron-LM's entry point, is not in the wheel of megatron-core; this one stands in its
-place. It uses Megatron-LM's parser, data set class (`SFTDataset`), model class, optimizer, checkpoint code and loop as
-they come. `train.py` runs it.
+The flags are Megatron-LM's own (`megatron.training`'s parser), with two more, `train.py`'s: `--record DIR` keeps each
+iteration's loss and the very batches that the model saw, so that another implementation can be asked for the loss on
+the same tokens. `pretrain_gpt.py`, Megatron-LM's entry point, is not in the wheel of megatron-core; this one stands in
+its place unless `--megatron-lm` gives a checkout that has it. It uses Megatron-LM's parser, data set class
+(`SFTDataset`), model class, optimizer, checkpoint code and loop as they come. `train.py` runs it.
 """
 
 import argparse
 import inspect
 import json
+import runpy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import megatron.training
 import torch
 from chat import ChatTokenizer
 from megatron.core import parallel_state
+from megatron.core.datasets import utils as dataset_utils
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.core.enums import ModelType
@@ -31,8 +35,10 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.training import arguments, get_args, pretrain, training
 from megatron.training.datasets.sft_dataset import SFTDataset
+from torch.nn.utils.rnn import pad_sequence
 
 
 def layer_spec(args: Any, config: Any, vp_stage: int | None) -> Any:
@@ -74,7 +80,9 @@ def provide_model(
 
 
 def provide_datasets(samples: list[int], vp_stage: int | None = None) -> Any:
-    """Build the train, validation and test sets: one conversation a sequence, loss on what the assistant says.
+    """Build the train, validation and test sets: a line is a sequence, loss on what the assistant says.
+
+    With `--sft` the conversations of a line are packed; without, a line has one.
 
     Every rank reads the conversations itself, so nothing needs to be broadcast: the ranks of one data-parallel group
     draw the same samples.
@@ -125,7 +133,7 @@ class Recorder:
         print(f"{split} iteration {iteration}: loss {line['loss']!r}", flush=True)
 
     def batch(self, split: str, iteration: int, batch: dict[str, torch.Tensor]) -> None:
-        """Keep one micro-batch as this data-parallel rank saw it."""
+        """Keep one micro-batch as this data-parallel rank saw it, a row for each conversation."""
         if self.folder is None or parallel_state.get_tensor_model_parallel_rank() != 0:
             return
         if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
@@ -134,7 +142,28 @@ class Recorder:
         self.seen[split, iteration] += 1
         name = f"{split}-{iteration:06d}-rank{rank}-{self.seen[split, iteration]:04d}.pt"
         (self.folder / "batches").mkdir(parents=True, exist_ok=True)
-        torch.save({key: batch[key] for key in ("tokens", "labels", "loss_mask")}, self.folder / "batches" / name)
+        torch.save(conversations(batch), self.folder / "batches" / name)
+
+
+def conversations(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give a batch of `SFTDataset` with a row for each conversation, without loss on what fills up the shorter ones.
+
+    Args:
+        batch: `tokens`, `labels` (int64) and `loss_mask` (float32), each `[batch, sequence]`, and with `--sft`
+            `cu_seqlens` (int32, `[batch, places]`), which says where each sequence's conversations begin; its last
+            value, the end of the sequence, is repeated.
+    """
+    kept = {name: batch[name] for name in ("tokens", "labels", "loss_mask")}
+    if not get_args().sft:
+        return kept
+    bounds = [row.unique().tolist() for row in batch["cu_seqlens"]]
+    return {
+        name: pad_sequence(
+            [row[start:end] for row, ends in zip(value, bounds, strict=True) for start, end in pairwise(ends)],
+            batch_first=True,
+        )
+        for name, value in kept.items()
+    }
 
 
 def _writes() -> bool:
@@ -189,20 +218,48 @@ def masked_loss(loss_mask: torch.Tensor, output: torch.Tensor) -> tuple[torch.Te
     return total, tokens, {"lm loss": torch.stack([total.detach(), tokens.to(total.dtype)])}
 
 
-def forward_step(recorder: Recorder, data: Iterator, model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
+def forward_step(data: Iterator, model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
     """Run one micro-batch through this rank's part of the model."""
     device = torch.cuda.current_device()
     batch = {name: value.to(device, non_blocking=True) for name, value in next(data).items()}
-    if model.training:
-        recorder.batch("train", _next_iteration(), batch)
-    else:
-        recorder.batch("valid", _iterations_done(), batch)
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
+    packed = {}
+    if get_args().sft:
+        batch, packed["packed_seq_params"] = pack(batch)
+    inputs = batch["tokens"], batch["position_ids"], None
+    output = model(*inputs, labels=batch["labels"], loss_mask=batch["loss_mask"], **packed)
     return output, partial(masked_loss, batch["loss_mask"])
 
 
-def _next_iteration() -> int:
-    return get_args().curr_iteration + 1
+def pack(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], PackedSeqParams]:
+    """Put the sequences of a micro-batch one behind the other, and say where each conversation begins.
+
+    Returns:
+        The batch with values `[1, batch x sequence]`, and what attention needs to keep conversations apart.
+    """
+    from megatron.core.utils import flatten_batch_for_packed_sequences  # core 0.19 and later
+
+    batch = flatten_batch_for_packed_sequences(batch)
+    bounds, longest = batch["cu_seqlens"].squeeze(0), int(batch["max_seqlen"])
+    places = {f"cu_seqlens_{each}": bounds for each in ("q", "kv")}
+    lengths = {f"max_seqlen_{each}": longest for each in ("q", "kv")}
+    return batch, PackedSeqParams(qkv_format="thd", **places, **lengths)
+
+
+def recorded(step: Callable, recorder: Recorder) -> Callable:
+    """Wrap a forward step, ours or `pretrain_gpt.py`'s, so that the batch which it draws is kept."""
+
+    @wraps(step)
+    def watched(data: Iterator | None, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        now = ("train", get_args().curr_iteration + 1) if model.training else ("valid", _iterations_done())
+
+        def drawn() -> Iterator:
+            batch = next(data)
+            recorder.batch(*now, batch)
+            yield batch
+
+        return step(drawn(), model, *args, **kwargs)
+
+    return watched
 
 
 def let_distributed_optimizers_resume() -> None:
@@ -232,37 +289,47 @@ def let_distributed_optimizers_resume() -> None:
     DistributedOptimizer.state_dict, DistributedOptimizer.load_state_dict = with_state, with_own_steps
 
 
-def add_record_flag(parser: Any) -> Any:
-    """Add `--record` to Megatron-LM's parser."""
-    parser.add_argument_group("record").add_argument("--record", metavar="DIR", help="keep losses and batches here")
-    return parser
+def pretrain_recorded(recorder: Recorder, *args: Any, **kwargs: Any) -> None:
+    """Call `megatron.training.pretrain` with a forward step that is recorded."""
+    call = inspect.signature(pretrain).bind(*args, **kwargs)
+    call.arguments["forward_step_func"] = recorded(call.arguments["forward_step_func"], recorder)
+    pretrain(*call.args, **call.kwargs)
 
 
-def main() -> None:
+def run_pretrain_gpt(checkout: Path, recorder: Recorder) -> None:
+    """Run Megatron-LM's own script as `python pretrain_gpt.py` does."""
+    megatron.training.pretrain = partial(pretrain_recorded, recorder)
+    runpy.run_path(str(checkout / "pretrain_gpt.py"), run_name="__main__")
+
+
+def fine_tune(recorder: Recorder) -> None:
     """Parse the flags and hand over to `megatron.training.pretrain`, whose signature has changed between releases."""
     keywords: dict[str, Any] = {}
     if "cfg_container" in inspect.signature(pretrain).parameters:  # megatron-core 0.18 and later
         from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
-        args = arguments.parse_and_validate_args(extra_args_provider=add_record_flag)
-        keywords["cfg_container"] = pretrain_cfg_container_from_args(args)
-    else:
-        keywords["extra_args_provider"] = add_record_flag
-    if not HAVE_APEX_OR_TE:
-        let_distributed_optimizers_resume()
-    recorder = Recorder(_record_folder())
-    watch_losses(recorder)
-    pretrain(
+        keywords["cfg_container"] = pretrain_cfg_container_from_args(arguments.parse_and_validate_args())
+    pretrain_recorded(
+        recorder,
         train_valid_test_dataset_provider=provide_datasets,
         model_provider=provide_model,
         model_type=ModelType.encoder_or_decoder,
-        forward_step_func=partial(forward_step, recorder),
+        forward_step_func=forward_step,
         **keywords,
     )
+
+
+def main(given: argparse.Namespace) -> None:
+    """Train with what `train.take_own_flags` took from the command line, and with the flags that are left there."""
+    if not HAVE_APEX_OR_TE:
+        let_distributed_optimizers_resume()
+    # Megatron-LM compiles helpers for indexed data sets with `make`, and the wheel of megatron-core has no Makefile
+    # (`megatron/training/initialize.py`, `_compile_dependencies`, core 0.19.2). Conversations need none of them.
+    dataset_utils.compile_helpers = lambda: None
+    recorder = Recorder(given.record)
+    watch_losses(recorder)
+    if given.megatron_lm:
+        run_pretrain_gpt(Path(given.megatron_lm), recorder)
+    else:
+        fine_tune(recorder)
     torch.distributed.destroy_process_group()
-
-
-def _record_folder() -> str | None:
-    # Before core 0.18 Megatron-LM parses inside `pretrain`, too late for whoever watches it.
-    parser = add_record_flag(argparse.ArgumentParser(allow_abbrev=False))
-    return parser.parse_known_args()[0].record

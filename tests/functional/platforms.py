@@ -130,6 +130,11 @@ class Host:
         """The version of Transformer Engine, NVIDIA's or AMD's, if it can be used."""
         return self.libraries.get("transformer_engine")
 
+    @property
+    def lacks_transformer_engine(self) -> bool:
+        """Whether this is a GPU host without it; on the CPU the emulation of CUDA makes up for that."""
+        return self.platform.name != "cpu" and self.transformer_engine is None
+
     def flags(self) -> list[str]:
         """Give Megatron-LM's flags for this host: backend, layer implementation, precision, clipping, fusions."""
         layers = "transformer_engine" if self.transformer_engine else "local"

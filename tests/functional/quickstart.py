@@ -101,11 +101,11 @@ def show(hf_model: str | None, out: Path) -> None:
     """
     clock = Clock()
     prepare(out)
-    with clock.step("Start: import torch, transformers and Megatron-Bridge"), waiting("importing"):
-        bridge = import_bridge(out)
     with clock.step("The Hugging Face checkpoint" if hf_model else "Make a small Llama 3 in Hugging Face's form"):
         source = take_model(hf_model, out)
         chats = make_chats(source, out)
+    with clock.step("Import Megatron-Bridge, and of its families the model's"), waiting("importing"):
+        bridge = import_bridge(source, out)
     checkpoint = out / "megatron"
     with clock.step("AutoBridge.import_ckpt"), quietly(out):
         with waiting("converting"):
@@ -143,11 +143,12 @@ def prepare(out: Path) -> None:
         raise Problem(f"can't write to {out} ({error.strerror}); give another folder with --out") from None
 
 
-def import_bridge(out: Path) -> type:
-    """Import Bridge as a user does; what the packages log while they load goes to a file."""
+def import_bridge(source: Path, out: Path) -> type:
+    """Import Bridge as `megatron-bridge import` does; what the packages log while they load goes to a file."""
+    from megatron.bridge_cli.lean_import import auto_bridge_for
+
     with quietly(out):
-        from megatron.bridge import AutoBridge
-    return AutoBridge
+        return auto_bridge_for(str(source))
 
 
 def take_model(hf_model: str | None, out: Path) -> Path:
@@ -266,11 +267,13 @@ def show_line(line: str) -> None:
 
 def compare(model: Path, training) -> None:
     """Ask transformers for the loss on the batch that Megatron-LM evaluated last."""
+    from matrix import TOLERANCES
     from reference import hf_loss
+    from steps import host
 
     expected, found = training.losses("valid")[ITERATIONS], hf_loss(model, training.batches(ITERATIONS, "valid"))
     console.print(f"loss on held-out conversations: Megatron-LM {expected:.6f}, transformers {found:.6f}")
-    if abs(expected - found) > 1e-4:
+    if abs(expected - found) > TOLERANCES[host().platform.name].implementation:
         raise Problem(
             f"the two losses differ by {abs(expected - found):.2g}, more than rounding explains: please report it"
         )

@@ -2,6 +2,7 @@
 """The other opinion: Hugging Face's loss on the batch that Megatron-LM saw."""
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,26 +12,31 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 
-def hf_loss(model: Path | str, batches: Iterable[dict[str, torch.Tensor]]) -> float:
+def hf_loss(model: Path | str, batches: Iterable[dict[str, torch.Tensor]], *, by_batch: bool = False) -> float:
     """Compute the mean loss over all tokens that carry loss, in float32, with transformers' model.
 
     Args:
         model: A Hugging Face checkpoint.
         batches: Micro-batches with `tokens` and `labels` (int64) and `loss_mask` (float32), each `[batch, sequence]`,
             the labels already shifted. Padding is at the end, where a causal model's earlier tokens don't see it.
+        by_batch: Give the mean of the micro-batches' means, as Megatron-LM's evaluation does with `--sft`
+            (`megatron/training/training.py`, `evaluate`, core 0.19).
 
     Returns:
         The sum of the losses over the sum of the masks, as Megatron-LM reduces it over micro-batches and ranks.
     """
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
-    total, tokens = 0.0, 0.0
+    sums: list[tuple[float, float]] = []
     with torch.inference_mode():
         for batch in batches:
             logits = network(batch["tokens"]).logits.float()
             losses = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none")
-            total += (losses.double() * batch["loss_mask"].flatten()).sum().item()
-            tokens += batch["loss_mask"].sum().item()
-    return total / tokens
+            mask = batch["loss_mask"].flatten()
+            sums.append(((losses.double() * mask).sum().item(), mask.sum().item()))
+    if by_batch:
+        return statistics.fmean(loss / tokens for loss, tokens in sums)
+    losses, tokens = zip(*sums, strict=True)
+    return sum(losses) / sum(tokens)
 
 
 class Tensors(Mapping[str, torch.Tensor]):

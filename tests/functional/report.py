@@ -116,14 +116,24 @@ def write(results: Sequence[Result], folder: Path) -> None:
 
 def save(results: Sequence[Result], path: Path) -> None:
     """Keep results, so that several runs can be reported together."""
-    path.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    path.write_text(dumps(results))
 
 
 def load(path: Path) -> list[Result]:
     """Read what `save` kept."""
+    return loads(path.read_text())
+
+
+def dumps(results: Sequence[Result]) -> str:
+    """Make JSON of results."""
+    return json.dumps([asdict(result) for result in results], indent=1)
+
+
+def loads(text: str) -> list[Result]:
+    """Read what `dumps` made."""
     return [
         Result(**row | {"curves": {name: [(i, loss) for i, loss in points] for name, points in row["curves"].items()}})
-        for row in json.loads(path.read_text())
+        for row in json.loads(text)
     ]
 
 

@@ -16,14 +16,18 @@ def main() -> None:
     parser.add_argument("out")
     options = parser.parse_args()
 
+    import platforms
     import torch
 
-    from megatron.bridge import AutoBridge
+    from megatron.bridge_cli.lean_import import auto_bridge_for
 
+    if torch.version.hip:
+        platforms.save_from_pageable_memory()
     if options.backend != "gloo":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(options.backend)
-    bridge = AutoBridge.from_hf_pretrained(options.hf_model)
+    # All of Bridge takes each rank longer to import than everything below.
+    bridge = auto_bridge_for(options.hf_model).from_hf_pretrained(options.hf_model)
     provider = bridge.to_megatron_provider()
     provider.tensor_model_parallel_size = options.tp
     provider.pipeline_model_parallel_size = options.pp

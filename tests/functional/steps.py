@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 
 import platforms
 import torch
+from chat import spoken
 
 
 HERE = Path(__file__).parent
@@ -51,6 +51,7 @@ TRAINING_FLAGS = (
 )
 
 PLATFORM_VARIABLE = "FUNCTIONAL_PLATFORM"  # "cpu", "cuda" or "rocm"; without it, what is found
+MEGATRON_LM_VARIABLE = "FUNCTIONAL_MEGATRON_LM"  # a checkout of Megatron-LM whose pretrain_gpt.py trains
 
 
 @functools.cache
@@ -61,6 +62,32 @@ def host() -> platforms.Host:
         PlatformError: the platform that `FUNCTIONAL_PLATFORM` names is not here.
     """
     return platforms.get(os.environ.get(PLATFORM_VARIABLE))
+
+
+def megatron_lm() -> Path | None:
+    """Give the checkout of Megatron-LM that trains in place of the wheel's `megatron.training`, if one was given."""
+    given = os.environ.get(MEGATRON_LM_VARIABLE)
+    return Path(given) if given else None
+
+
+def sft_flags() -> list[str]:
+    """Give the flags that train on packed conversations.
+
+    `pretrain_gpt.py` has to use Megatron-LM's own `SFTTokenizer`, which finds the assistant's tokens in two templates
+    of NVIDIA's only and else puts the loss on all (`megatron/core/tokenizers/text/libraries/sft_tokenizer.py`, core
+    0.19); `tokenizer.py` makes the tokens that the one here needs.
+    """
+    # Packed samples of a micro-batch lie one behind the other, and the next pipeline stage expects them side by side
+    # (`megatron/core/utils.py`, `flatten_batch_for_packed_sequences`, core 0.19).
+    flags = ["--sft", "--micro-batch-size=1"]
+    if not megatron_lm():
+        return flags
+    return [
+        *flags,
+        "--no-create-attention-mask-in-dataloader",
+        "--tokenizer-type=SFTTokenizer",
+        "--sft-tokenizer-prompt-format=nemotron-nano-v2",
+    ]
 
 
 class StepFailed(Exception):
@@ -98,7 +125,7 @@ class Step:
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
-            log.write(f"$ {shlex.join(self.command)}\n")
+            log.write(f"$ {self.shown}\n")
             log.flush()
             process = subprocess.Popen(
                 self.command,
@@ -126,8 +153,13 @@ class Step:
             what = f"ended with code {process.returncode}: {last_error(self.log)}"
             raise StepFailed(self._message(what), self.log)
 
+    @property
+    def shown(self) -> str:
+        """The command with the variables that it needs, for a shell."""
+        return shlex.join(["env", *(f"{name}={value}" for name, value in settings().items()), *self.command])
+
     def _message(self, what: str) -> str:
-        return f"step “{self.name}” {what}\n  to run it alone: {shlex.join(self.command)}\n  its log: {self.log}"
+        return f"step “{self.name}” {what}\n  to run it alone: {self.shown}\n  its log: {self.log}"
 
 
 def _stop(process: subprocess.Popen) -> None:
@@ -149,23 +181,30 @@ def last_error(log: Path) -> str:
     return telling[-1] if telling else "no exception in its log"
 
 
-def environment() -> dict[str, str]:
-    """Make the environment of a step: one thread a rank, no model hub, warnings off, and bytecode kept.
-
-    Without bytecode (`PYTHONDONTWRITEBYTECODE`, which container images like to set) every process spends seven seconds
-    compiling torch's and transformers' modules anew.
-    """
-    given = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {
+def settings() -> dict[str, str]:
+    """Give the variables that a step has of its own: one thread a rank, no model hub, warnings off."""
+    defaults = {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
         "TOKENIZERS_PARALLELISM": "false",
-        **given,
+    }
+    return {
+        **{name: os.environ.get(name, value) for name, value in defaults.items()},
         **host().platform.environment,
         "PYTHONUNBUFFERED": "1",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
     }
+
+
+# Without bytecode, which container images like to switch off, every process spends seven seconds compiling torch's and
+# transformers' modules anew. Where this process has converted on a GPU, Bridge has left its rendezvous in the rest.
+FORGOTTEN = ("PYTHONDONTWRITEBYTECODE", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+def environment() -> dict[str, str]:
+    """Make the environment of a step: this process's without `FORGOTTEN`, and with `settings`."""
+    return {name: value for name, value in os.environ.items() if name not in FORGOTTEN} | settings()
 
 
 def launch(script: Path, ranks: int = 1) -> list[str]:
@@ -179,15 +218,10 @@ def launch(script: Path, ranks: int = 1) -> list[str]:
             f"--nproc-per-node={ranks}",
             str(script),
         ]
-    # One rank needs no launcher, which takes as long to start as the rank; it needs the launcher's variables.
-    variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    # One rank needs no launcher, which takes as long to start as the rank; it needs the launcher's variables. With
+    # port 0 the store takes a free one when it is made; one that is chosen here may be taken until the rank is up.
+    variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
     return ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, str(script)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclass(frozen=True)
@@ -202,6 +236,31 @@ class Chats:
         """Give them to Megatron-LM."""
         paths = [f"--train-data-path={self.train}", f"--valid-data-path={self.valid}"]
         return [*paths, f"--data-cache-path={cache}", f"--tokenizer-model={self.tokenizer}"]
+
+    def said_by_others(self, batches: Sequence[dict[str, torch.Tensor]]) -> list[str]:
+        """Give the texts that carry loss in batches of training and are not the assistant's in any conversation.
+
+        Args:
+            batches: From `Training.batches`, a row for each conversation. One that was cut off at the end of its
+                sequence has the beginning of what the assistant says in it; if all have, none is the assistant's.
+        """
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        lines = map(json.loads, self.train.read_text().splitlines())
+        answers = {_without_spaces(answer) for line in lines for answer in spoken(line["messages"])}
+        rows = [row for batch in batches for row in zip(batch["labels"], batch["loss_mask"], strict=True)]
+        texts = [tokenizer.decode(labels[mask > 0], skip_special_tokens=True) for labels, mask in rows]
+        found = {text: _without_spaces(text) for text in texts}
+        whole = answers.intersection(found.values())
+        return [
+            text for text, said in found.items() if not whole or not any(answer.startswith(said) for answer in answers)
+        ]
+
+
+def _without_spaces(text: str) -> str:
+    # Templates put different ones between turns.
+    return "".join(text.split())
 
 
 class Training:
@@ -263,6 +322,7 @@ def train(
     training = Training(folder, save or folder / "checkpoint")
     command = [
         *launch(HERE / "train.py", ranks),
+        *([f"--megatron-lm={megatron_lm()}"] if megatron_lm() else []),
         f"--load={load}",
         f"--train-iters={iterations}",
         f"--save={training.checkpoint}",

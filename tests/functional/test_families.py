@@ -1,75 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each family of models goes to Megatron's form and back, bit for bit, without CUDA, however Bridge is called."""
+"""Megatron-LM takes each family of models and gives it back.
 
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable
+What goes out and back without Megatron-LM is in tests/unit/bridge/test_conversion_without_cuda.py.
+"""
+
 from pathlib import Path
 
 import models
 import pytest
 import steps
-import torch
 from reference import Tensors, differences, hf_loss
 
 from megatron.bridge import AutoBridge
-
-
-WITHOUT_GUARD = """
-import sys
-from megatron.bridge import AutoBridge
-source, megatron, back = sys.argv[1:]
-AutoBridge.import_ckpt(source, megatron)
-AutoBridge.from_hf_pretrained(source).export_ckpt(megatron, back)
-"""
-WITH_GUARD = 'if __name__ == "__main__":\n' + textwrap.indent(WITHOUT_GUARD, "    ")
-
-
-def script(text: str) -> Callable[[Path, list[str]], None]:
-    """Run the text as a file."""
-
-    def run(folder: Path, arguments: list[str]) -> None:
-        path = folder / "convert.py"
-        path.write_text(text)
-        steps.Step("conversion", [sys.executable, str(path), *arguments], folder / "log.txt").run()
-
-    return run
-
-
-def dash_c(folder: Path, arguments: list[str]) -> None:
-    """Run the text as `python -c` does."""
-    steps.Step("conversion", [sys.executable, "-c", WITHOUT_GUARD, *arguments], folder / "log.txt").run()
-
-
-def session(folder: Path, arguments: list[str]) -> None:
-    """Type the text into an interactive session: there is no file that a new process could import."""
-    subprocess.run(
-        [sys.executable, "-i", "-", *arguments],
-        input=WITHOUT_GUARD,
-        text=True,
-        check=True,
-        capture_output=True,
-        env=steps.environment(),
-    )
-
-
-WAYS = {
-    "script with a guard": script(WITH_GUARD),
-    "script without": script(WITHOUT_GUARD),
-    "-c": dash_c,
-    "session": session,
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("family", models.FAMILIES)
-def test_out_and_back(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
-    source = models.make_model(tmp_path / "hf", family, dtype, num_hidden_layers=2)
-    AutoBridge.import_ckpt(source, tmp_path / "megatron")
-    assert steps.tracker(tmp_path / "megatron") == "release"
-    AutoBridge.from_hf_pretrained(source).export_ckpt(tmp_path / "megatron", tmp_path / "back")
-    assert differences(Tensors(source), Tensors(tmp_path / "back")) == []
 
 
 # Megatron Core 0.19's local attention has no argument for the head sizes of latent attention, which MLASelfAttention
@@ -104,10 +46,3 @@ def test_megatron_lm_takes_and_gives_back(tmp_path: Path, chats: steps.Chats, fa
     assert idle.losses()[1] == pytest.approx(hf_loss(source, idle.batches(1)), abs=1e-4)
     AutoBridge.from_hf_pretrained(source).export_ckpt(megatron, tmp_path / "back")
     assert differences(Tensors(source), Tensors(tmp_path / "back")) == []
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_ways_to_call(tmp_path: Path, llama: Path, way: str) -> None:
-    WAYS[way](tmp_path, [str(llama), str(tmp_path / "megatron"), str(tmp_path / "back")])
-    assert steps.payloads(tmp_path / "megatron") == ["release"]
-    assert differences(Tensors(llama), Tensors(tmp_path / "back")) == []

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Llama-3-style tokenizer that is trained here: byte-level BPE with Llama 3's special tokens and roles."""
+"""A Llama-3-style tokenizer that is trained here: byte-level BPE with Llama 3's special tokens and roles.
+
+It has those of NVIDIA's Nemotron Nano 2, too, whose template is the one in which Megatron-LM's `SFTTokenizer` finds
+what the assistant says: it takes a turn's first three tokens, a mark, "Assistant" and a new line, for its header.
+"""
 
 from pathlib import Path
 
@@ -9,7 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 
 BEGIN, END, TURN, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
-SPECIAL = (BEGIN, END, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", TURN, "<|python_tag|>")
+LLAMA = (BEGIN, END, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", TURN, "<|python_tag|>")
+NEMOTRON = ("<unk>", "<SPECIAL_10>", "<SPECIAL_11>", "<SPECIAL_12>", "Assistant")
+SPECIAL = LLAMA + NEMOTRON
 
 # A header names the role, an empty line follows, and <|eot_id|> ends the turn.
 CHAT_TEMPLATE = (

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prints how often something was tried: what a test prints itself is lost in a worker of pytest-xdist.
+
+And says which tests share what they made, and keeps the garbage collection away from the modules that the tests
+import, which are thousands.
+"""
+
+import gc
+from collections import Counter
+
+import pytest
+
+
+COUNT = "count of "
+
+gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run a file's tests, unless they are in groups of their own."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of each later collection what is imported by now."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Add up what tests gave to `record_property("count of something", number)`, in the process with the terminal."""
+    tried, tests = Counter(), Counter()
+    for report in terminalreporter.getreports("passed"):
+        counts = [(name, number) for name, number in report.user_properties if name.startswith(COUNT)]
+        for name, number in counts:
+            tried[name.removeprefix(COUNT)] += number
+        tests.update({name.removeprefix(COUNT) for name, _ in counts})
+    if tried:
+        terminalreporter.section("counts")
+    for what, number in sorted(tried.items()):
+        terminalreporter.write_line(f"{number:>6} {what}, in {tests[what]} test{'s' * (tests[what] > 1)}")
