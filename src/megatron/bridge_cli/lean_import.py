@@ -7,7 +7,9 @@ process that calls `auto_bridge_for` first, and only there,
 - the packages that gather others' names (`GATHERING`) hand a name out when it is asked for;
 - packages that a conversion has no use for (`UNUSED`) are stood in for until something uses them;
 - `torch.compile` compiles a function when it is first called: Megatron Core decorates some forty, and the decoration
-  alone imports torch._inductor.
+  alone imports torch._inductor;
+- transformers reads the sources of all its models once and not twice, and doesn't look for every file that is
+  installed.
 
 Nothing is missing: what is used after all is imported then, and for a model whose bridge isn't found in the sources
 `megatron.bridge` is imported whole.
@@ -19,10 +21,12 @@ import gc
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
+import os
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +51,7 @@ GATHERING = (
 """Packages whose `__init__` imports names from elsewhere and does nothing else that a conversion needs."""
 
 UNUSED = (
+    "accelerate",
     "datasets",
     "megatron.energon",
     "modelopt",
@@ -54,6 +59,7 @@ UNUSED = (
     "pandas",
     "scipy",
     "sklearn",
+    "torch.utils.cpp_extension",
     "torch.utils.tensorboard",
     "wandb",
 )
@@ -74,11 +80,13 @@ def auto_bridge_for(hf_model: str, **kwargs: Any) -> type["AutoBridge"]:
         The class. Registered with it are the bridges of the module that names the model's architecture, or all.
     """
     if "megatron.bridge" not in sys.modules:
-        with _without_collecting_garbage():
+        with _without_collecting_garbage(), _Distributions.in_place():
+            sys.meta_path.insert(0, finder := _Finder())
             modules = registering(_architectures(hf_model, **kwargs))
-            if len(modules) == 1:
+            if len(modules) != 1:
+                finder.end()
+            else:
                 _compile_on_call()
-                sys.meta_path.insert(0, _Finder())
                 # In this order, for the imports of some bridges go round in a ring otherwise: Flux's.
                 for module in (AUTO_BRIDGE, *modules):
                     importlib.import_module(module)
@@ -135,6 +143,40 @@ def _without_collecting_garbage() -> Iterator[None]:
         gc.enable()
 
 
+class _Distributions(Mapping):
+    """What `importlib.metadata.packages_distributions` gives: to which distributions a package belongs.
+
+    That one looks for every file of all distributions. This one does so for a package that is not named as its
+    distribution is.
+    """
+
+    def __init__(self, look: Callable[[], Mapping[str, list[str]]]):
+        self._all = functools.cache(look)
+
+    @classmethod
+    @contextmanager
+    def in_place(cls) -> Iterator[None]:
+        """Give these to who asks meanwhile: transformers, when it is imported."""
+        look = importlib.metadata.packages_distributions
+        importlib.metadata.packages_distributions = functools.partial(cls, look)
+        try:
+            yield
+        finally:
+            importlib.metadata.packages_distributions = look
+
+    def __getitem__(self, package: str) -> list[str]:
+        try:
+            return [importlib.metadata.distribution(package).name]
+        except importlib.metadata.PackageNotFoundError:
+            return self._all()[package]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
 def _compile_on_call() -> None:
     import torch
 
@@ -153,21 +195,30 @@ def _compile_on_call() -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Gives gathering packages and unused ones their loaders, and leaves all else to the finders behind it."""
+    """Gives gathering packages, unused ones and one of transformers' modules their loaders.
+
+    All else is left to the finders behind it.
+    """
 
     def __init__(self):
         self.stand_ins = [_StandIn(package) for package in UNUSED if _installed(package)]
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:
-        if fullname in GATHERING:
+        if loader := _LOADERS.get(fullname):
             spec = importlib.machinery.PathFinder.find_spec(fullname, path)
             if spec is not None:
-                spec.loader = _Gathering(fullname, spec.origin)
+                spec.loader = loader(fullname, spec.origin)
             return spec
         for stand_in in self.stand_ins:
             if stand_in.covers(fullname):
                 return importlib.machinery.ModuleSpec(fullname, stand_in, is_package=True)
         return None
+
+    def end(self) -> None:
+        """Import everything as ever from now on."""
+        sys.meta_path.remove(self)
+        for stand_in in self.stand_ins:
+            stand_in.end()
 
 
 def _installed(name: str) -> bool:
@@ -200,6 +251,20 @@ class _Gathering(importlib.machinery.SourceFileLoader):
             return vars(module)[name]
 
         module.__getattr__ = resolve
+
+
+class _ScanningOnce(importlib.machinery.SourceFileLoader):
+    """Has the sources of transformers' models read once: it asks for their folder, and then for a file in it."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        if scan := getattr(module, "create_import_structure_from_path", None):
+            module.create_import_structure_from_path = lambda path: scan(
+                os.path.dirname(path) if os.path.isfile(path) else os.fspath(path)
+            )
+
+
+_LOADERS = dict.fromkeys(GATHERING, _Gathering) | {"transformers.utils.import_utils": _ScanningOnce}
 
 
 def _imported(module: ast.Module, package: str) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -239,11 +304,14 @@ class _StandIn(importlib.abc.Loader):
 
     def real(self, module: str, name: str) -> Any:
         """Return an attribute of a module of the package, which from now on is imported as ever."""
-        if self.active:
-            for each in [each for each in sys.modules if self.covers(each)]:
-                del sys.modules[each]
-            self.active = False
+        self.end()
         return _attribute(module, name)
+
+    def end(self) -> None:
+        """Import the package as ever from now on."""
+        for each in [each for each in sys.modules if self.covers(each)]:
+            del sys.modules[each]
+        self.active = False
 
 
 class _Later:

@@ -2,6 +2,7 @@
 """The import for one architecture: what it loads, and that everything else is there when it is asked for."""
 
 import ast
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -10,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron.bridge_cli.lean_import import GATHERING, _imported
+from megatron.bridge_cli.lean_import import GATHERING, _Distributions, _imported
 
 
 # What `import megatron.bridge` spends its time on, and a conversion never calls.
 HEAVY = [
-    *("datasets", "megatron.energon", "modelopt", "pandas"),
+    *("accelerate", "datasets", "megatron.energon", "modelopt", "pandas"),
     *("peft", "scipy", "sklearn", "tensorboard", "torch._inductor.lowering"),
 ]
 
@@ -26,6 +27,9 @@ from megatron.bridge_cli.lean_import import auto_bridge_for, registering
 compile_now = torch.compile
 assert auto_bridge_for(sys.argv[1]) is __import__("megatron.bridge").bridge.AutoBridge
 assert torch.compile is compile_now
+assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("megatron")]
+import accelerate
+assert accelerate.__file__
 from megatron.bridge.models.conversion.model_bridge import get_model_bridge
 registered = {}
 for source, implementation in get_model_bridge._exact_types.items():
@@ -49,11 +53,16 @@ print(json.dumps([key if isinstance(key, str) else key.__name__ for key in get_m
 
 # A stand-in has no file.
 LEAN = """
-import json, sys
+import collections, importlib.metadata, json, sys
+opened, distributions = collections.Counter(), importlib.metadata.packages_distributions
+sys.addaudithook(lambda event, args: opened.update([str(args[0])]) if event == "open" else None)
 from megatron.bridge_cli.lean_import import auto_bridge_for
 auto_bridge = auto_bridge_for(sys.argv[1])
 bridge = auto_bridge.from_hf_config(__import__("transformers").AutoConfig.from_pretrained(sys.argv[1]))
 import megatron.bridge.training.model_load_save
+assert importlib.metadata.packages_distributions is distributions
+assert sum(number for path, number in opened.items() if path.endswith("transformers/models/t5/modeling_t5.py")) == 1
+assert not [path for path in opened if path.endswith("/RECORD")]
 loaded = [name for name, module in sys.modules.items() if getattr(module, "__file__", None)]
 
 from megatron.bridge import __version__
@@ -130,3 +139,13 @@ def test_a_gathering_package_defines_nothing_itself(package):
     public = [ast.literal_eval(node.value) for node in init.body if isinstance(node, ast.Assign)]
     imported = dict(_imported(init, package))
     assert all(name in imported for names in public for name in names)
+
+
+def test_distributions_are_those_that_the_standard_library_finds():
+    look = importlib.metadata.packages_distributions
+    known, looked = look(), []
+    found = _Distributions(lambda: looked.append("once") or look())
+    assert found["torch"] == ["torch"] and not looked
+    assert {package for package in known if not set(found[package]) <= set(known[package])} == set()
+    assert set(found) == set(known) and len(found) == len(known)
+    assert found.get("no_such_package") is None and looked == ["once"]
