@@ -143,7 +143,7 @@ def mapped(tmp_path):
     with path.open("rb") as file:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     flat = torch.empty(0, dtype=torch.int64).set_(storage_of(memory)[100:])
-    return PiecewiseTensor.wrap(flat, MappedFile(memory, 100))
+    return PiecewiseTensor.wrap(flat, MappedFile(storage_of(memory), 100))
 
 
 def test_pages_that_are_released_are_read_again(mapped):
@@ -157,9 +157,9 @@ def test_a_mapping_is_a_storage_without_a_warning(mapped):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert bytes(storage_of(mapped.pieces[0].file.memory)[108:110]) == b"\x01\0"
+            assert bytes(mapped.pieces[0].file.storage[108:110]) == b"\x01\0"
             with pytest.raises(UserWarning, match="not writable"):  # as others get it
-                torch.frombuffer(mapped.pieces[0].file.memory, dtype=torch.uint8)
+                torch.frombuffer(mmap.mmap(-1, 1, access=mmap.ACCESS_READ), dtype=torch.uint8)
     finally:
         torch.set_warn_always(False)
 
@@ -179,7 +179,8 @@ def test_what_is_read_does_not_stay_in_memory(tmp_path):
         file.write(bytes(range(256)) * (64 << 12))
         file.flush()
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    tensor = PiecewiseTensor.wrap(torch.empty(0, dtype=torch.int32).set_(storage_of(memory)), MappedFile(memory, 0))
+    flat = torch.empty(0, dtype=torch.int32).set_(storage_of(memory))
+    tensor = PiecewiseTensor.wrap(flat, MappedFile(storage_of(memory), 0))
     most = max((block.sum(), resident_kilobytes(memory))[1] for block in tensor.blocks(1 << 20))
     assert 1 << 10 <= most <= 8 << 10
     assert resident_kilobytes(memory) <= 4 << 10

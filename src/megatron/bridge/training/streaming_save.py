@@ -160,7 +160,8 @@ class StreamingWriter(dcp.FileSystemWriter):
         stop = threading.Event()
         with (
             _progress(total) as advance,
-            ThreadPoolExecutor(len(files), "streaming-save") as pool,
+            _threads_of_torch_shared(len(files)) as share,
+            ThreadPoolExecutor(len(files), "streaming-save", torch.set_num_threads, (share,)) as pool,
         ):
 
             def write(name: str, items: list[WriteItem]) -> list[WriteResult]:
@@ -290,6 +291,20 @@ def _size(item: WriteItem) -> int:
     if item.tensor_data is None:
         return 0
     return math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
+
+
+@contextmanager
+def _threads_of_torch_shared(count: int) -> Iterator[int]:
+    """Say how many threads of torch each of `count` threads may use.
+
+    Else each uses as many as there are processors, which wait for one another in loops. What is set for a thread is
+    the default of those that are started later, too, and what MKL uses: hence it is set again.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield max(threads // count, 1)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

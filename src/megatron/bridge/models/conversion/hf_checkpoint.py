@@ -3,6 +3,7 @@
 
 import json
 import logging
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -100,7 +101,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """Return whether a tensor, of any shape and dtype, is free of NaN and infinity. Takes one pass and no memory."""
     if not tensor.is_floating_point() or tensor.itemsize == 1 or tensor.numel() == 0:
         return True
-    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor.detach()))
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor.detach()))
 
 
 def warn_of_non_finite(names: Iterable[str]) -> None:

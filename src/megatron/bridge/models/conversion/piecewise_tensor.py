@@ -7,7 +7,9 @@ view or a concatenation along the first dimension is a new list of pieces. What 
 a transposition) is computed on the tensors in memory, so every mapping works, and most need no memory.
 """
 
+import ctypes
 import mmap
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,10 @@ _READ_AHEAD_BYTES = 8 << 20
 _FOLIO_BYTES = 2 << 20
 # They make a tensor that is like another one, whose values they don't read.
 _FACTORIES = ("empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
+# `mmap.madvise` keeps the interpreter's lock (`Modules/mmapmodule.c`, Python 3.12), and asking for 8 MiB takes
+# milliseconds, for which the other threads would wait.
+_madvise = ctypes.CDLL(None, use_errno=True).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 # The filters of warnings are the whole process's.
 _filtering = threading.Lock()
 
@@ -47,11 +53,11 @@ class MappedFile:
     """A file that is mapped into memory, read-only, and where a tensor lies in it.
 
     Attributes:
-        memory: The mapping.
+        storage: The mapping, as `storage_of` gives it.
         offset: Where the tensor starts, in bytes.
     """
 
-    memory: mmap.mmap
+    storage: torch.UntypedStorage
     offset: int
 
     def expect(self, start: int, stop: int) -> None:
@@ -64,9 +70,9 @@ class MappedFile:
 
     def _advise(self, advice: int, start: int, stop: int, unit: int) -> None:
         first = (self.offset + start) // unit * unit
-        last = min(-(-(self.offset + stop) // unit) * unit, len(self.memory))
-        if last > first:
-            self.memory.madvise(advice, first, last - first)
+        last = min(-(-(self.offset + stop) // unit) * unit, self.storage.nbytes())
+        if last > first and _madvise(self.storage.data_ptr() + first, last - first, advice):
+            raise OSError(ctypes.get_errno(), f"madvise: {os.strerror(ctypes.get_errno())}")
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,6 @@ class _SafetensorsFile:
     Read here because the safetensors library doesn't say where a tensor lies, which the release of pages needs.
     """
 
-    memory: mmap.mmap
     storage: torch.UntypedStorage
     start: int
     entries: dict[str, Any]
@@ -220,7 +219,7 @@ class _SafetensorsFile:
             length = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(length))
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return cls(memory, storage_of(memory), 8 + length, entries)
+            return cls(storage_of(memory), 8 + length, entries)
 
     def tensor(self, name: str) -> PiecewiseTensor:
         entry = self.entries[name]
@@ -228,12 +227,12 @@ class _SafetensorsFile:
         if dtype is None:
             raise TypeError(f"{name} is of the type {entry['dtype']}, which PyTorch has none for: convert it first")
         begin, end = (self.start + offset for offset in entry["data_offsets"])
-        if end > len(self.memory):
-            raise ValueError(f"{name} ends at byte {end} of a file of {len(self.memory)}: copy the file again")
+        if end > self.storage.nbytes():
+            raise ValueError(f"{name} ends at byte {end} of a file of {self.storage.nbytes()}: copy the file again")
         if begin == end:
             return PiecewiseTensor.wrap(torch.empty(entry["shape"], dtype=dtype))
         flat = torch.empty(0, dtype=dtype).set_(self.storage[begin:end])
-        return PiecewiseTensor.wrap(flat.view(entry["shape"]), MappedFile(self.memory, begin))
+        return PiecewiseTensor.wrap(flat.view(entry["shape"]), MappedFile(self.storage, begin))
 
 
 def _check(bridge: "AutoBridge", target: str | os.PathLike) -> None:
