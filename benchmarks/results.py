@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was measured, against the bars: as JSON, as tables, and as a plot."""
 
+import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -152,6 +153,13 @@ def as_json(measurements: list[Measurement], plans: dict[str, Any], about: dict[
         for bar, spread in compare(measurements)
     ]
     return {**about, "bars": bars, "plans": plans, "runs": [asdict(each) for each in measurements]}
+
+
+def dumps(report: dict[str, Any]) -> str:
+    """Write what `as_json` returns, with a line for each run: their samples are many."""
+    about = json.dumps({name: value for name, value in report.items() if name != "runs"}, indent=1)
+    runs = ",\n  ".join(json.dumps(run) for run in report["runs"])
+    return f'{about.removesuffix("\n}")},\n "runs": [\n  {runs}\n ]\n}}\n'
 
 
 def show(measurements: list[Measurement], plans: dict[str, Any], console: Console) -> None:

@@ -196,7 +196,9 @@ def test_a_bar_without_its_runs_is_not_measured_and_a_missed_one_says_so():
     text = console.export_text()
     assert text.count("not measured") == 2
     assert text.count("MISSED") == 2  # of the resident set, and against the 1.5B shape
-    bars = results.as_json(measurements, {}, {})["bars"]
+    report = results.as_json(measurements, {}, {})
+    assert json.loads(results.dumps(report)) == json.loads(json.dumps(report))
+    bars = report["bars"]
     assert [bar["holds"] for bar in bars] == [True, False, False, None, None]
     assert [bar["name"] for bar in bars] == [bar.name for bar in BARS]
 
