@@ -127,6 +127,8 @@ def _sample(pid: int) -> tuple[Memory, int]:
         try:
             resident, anonymous = read_kilobytes(Path(f"/proc/{each}/smaps_rollup").read_text(), "Rss", "Anonymous")
             (high,) = read_kilobytes(Path(f"/proc/{each}/status").read_text(), "VmHWM")
+        except ProcessLookupError:
+            continue  # it is about to end, and has given its memory back
         except (OSError, ValueError):
             if psutil.pid_exists(each) and psutil.Process(each).status() != psutil.STATUS_ZOMBIE:
                 raise
