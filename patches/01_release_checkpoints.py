@@ -278,6 +278,7 @@ reader of a checkpoint root finds the payload through one function.
         "training/mlm_compat/checkpoint_args.py",
         "training/mlm_compat/load_model.py",
         "models/conversion/hf_checkpoint.py",
+        "../bridge_cli/durable_files.py",
         "../bridge_cli/launch_flags.py",
     ],
 )

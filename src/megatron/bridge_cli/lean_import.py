@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports AutoBridge and the bridge of one architecture, for a process that converts one checkpoint and ends.
 
-`import megatron.bridge` registers every family, and imports what training needs besides: 10 s, and 6300 modules. In a
-process that calls `auto_bridge_for` first, and only there,
+`import megatron.bridge` registers every family, and imports what training needs besides. In a process that
+calls `auto_bridge_for` first, and only there,
 
 - the packages that gather others' names (`GATHERING`) hand a name out when it is asked for;
 - packages that a conversion has no use for (`UNUSED`) are stood in for until something uses them;

@@ -36,6 +36,7 @@ from megatron.bridge_cli.checkpoint import (
     examine,
     examine_payload,
 )
+from megatron.bridge_cli.durable_files import sync, write_new
 
 
 ASIDE = "release.damaged"
@@ -315,7 +316,7 @@ def _write_state(payload: Payload, hf_model: str | None, trust_remote_code: bool
     # Not before: where no args can be derived nothing is lost.
     if payload.has(INTEGRITY):
         _act((payload.path / INTEGRITY).unlink)
-        _sync(payload.path)
+        sync(payload.path)
     if payload.common == "common.pt":
         torch.save(state, data)
         _replace(payload.path / "common.pt", data.getvalue())
@@ -409,7 +410,7 @@ def _replace(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all, and flush it to the disk before it takes the place of the old one."""
     partial = path.with_name(path.name + _PARTIAL)
     try:
-        _act(_write_new, partial, data)
+        _act(write_new, partial, data)
         if path.exists():
             shutil.copymode(path, partial)
         _act(partial.replace, path)
@@ -417,21 +418,12 @@ def _replace(path: Path, data: bytes) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    """Write a file that is new for sure: through a link that lies there, this would write to somebody else's."""
-    path.unlink(missing_ok=True)
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    sync(path.parent)
 
 
 def _rename(source: Path, target: Path) -> None:
     _act(source.rename, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _removal(path: Path, why: str, shown: str | None = None) -> Step:
@@ -440,7 +432,7 @@ def _removal(path: Path, why: str, shown: str | None = None) -> Step:
             _act(shutil.rmtree, path)
         elif os.path.lexists(path):
             _act(path.unlink)
-        _sync(path.parent)
+        sync(path.parent)
 
     return Step(f"remove {shown or path.name} ({why})", remove)
 
@@ -455,14 +447,6 @@ def _completion(target: Path, index: Path) -> Step:
     if _is_empty(index.parent, but=index):
         return Step(f"move {what}", lambda: _rename(index, target))
     return Step(f"copy {what}", lambda: _replace(target, index.read_bytes()))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lock(staging: Path) -> int:

@@ -143,7 +143,7 @@ def kill_at(monkeypatch, step):
     changes = (
         (Path, ("rename", "replace", "unlink", "mkdir")),
         (shutil, ("rmtree",)),
-        (rc, ("_exchange", "_write_new")),
+        (rc, ("_exchange", "write_new")),
     )
     for owner, names in changes:
         for name in names:
@@ -208,7 +208,7 @@ def test_a_disk_that_is_full_at_the_tracker_leaves_the_old_release(tmp_path, mon
         monkeypatch.context() as patch,
         rc.discarded_on_error(tmp_path),
     ):
-        patch.setattr(rc, "_write_new", disk_full)
+        patch.setattr(rc, "write_new", disk_full)
         (Path(rc.stage_release(tmp_path)) / "metadata.json").touch()
         rc.publish_release(tmp_path)
     assert (tmp_path / "release/metadata.json").read_text() == "old"

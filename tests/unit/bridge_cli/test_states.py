@@ -368,7 +368,7 @@ def dies_at(number: int, root: Path) -> bool:
 
         def act(function: Callable, *arguments: Any) -> None:
             if next(changes) == number:
-                if function is repair._write_new:
+                if function is repair.write_new:
                     function(arguments[0], arguments[1][: len(arguments[1]) // 2])
                 os._exit(77)
             function(*arguments)
@@ -424,7 +424,7 @@ def test_refused_by_the_system_at_each_step(
 
         def act(function: Callable, *arguments: Any) -> None:
             if next(changes) == number:  # noqa: B023 - called in this turn
-                if function is repair._write_new:
+                if function is repair.write_new:
                     function(arguments[0], b"half")
                 raise OSError(error, os.strerror(error), "a file")
             function(*arguments)

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_args, megatron_lm_flags
 from megatron.bridge.training.utils import checkpoint_utils
 from megatron.bridge.utils.common_utils import get_rank_safe, print_rank_0
+from megatron.bridge_cli.durable_files import sync, write_new
 
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def publish_release(root: str | os.PathLike) -> None:
     _sync_tree(staging)
     # Before anything changes: the disk may be full.
     new_tracker = _incomplete(tracker)
-    _write_new(new_tracker, RELEASE)
+    write_new(new_tracker, RELEASE.encode())
     # Bridge's own tracker would point its readers at an iteration of an earlier import.
     train_state.unlink(missing_ok=True)
     if not _exchange(root, staging, payload):
@@ -158,7 +159,7 @@ def publish_release(root: str | os.PathLike) -> None:
             payload.rename(replaced)
         staging.rename(payload)
     new_tracker.replace(tracker)
-    _sync(path)
+    sync(path)
     for old in (staging, replaced):
         try:
             _remove(old)
@@ -509,24 +510,7 @@ def _incomplete(path: Path) -> Path:
     return path.with_name(path.name + ".incomplete")
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that is new for sure: through a link that lies there, this would write to somebody else's."""
-    path.unlink(missing_ok=True)
-    with path.open("x") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _sync_tree(folder: Path) -> None:
     """Flush a folder to disk: a tracker must not outlive, over a power loss, the payload that it names."""
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
