@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.msc_utils import MultiStorageClientFeature
+from megatron.core import dist_checkpointing
+from megatron.core.msc_utils import MultiStorageClientFeature, maybe_msc
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_args, megatron_lm_flags
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 RELEASE = "release"
 STAGING_DIR = "release.incomplete"
 REPLACED_DIR = "release.replaced"
+COMMON_PT = "common.pt"
 
 # Of Linux: fcntl.h and linux/fs.h.
 _AT_FDCWD = -100
@@ -248,6 +250,7 @@ def finalize_release(root: str | os.PathLike, cfg: Any) -> None:
     from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
 
     payload = str(_payload_being_written(root))
+    write_common_pt(payload)
     cfg.to_yaml(checkpoint_utils.get_checkpoint_run_config_filename(payload))
     tokenizer = getattr(cfg.dataset, "tokenizer", None)
     if tokenizer is None and cfg.tokenizer is not None:
@@ -260,6 +263,22 @@ def finalize_release(root: str | os.PathLike, cfg: Any) -> None:
     short = " ".join(["--load", str(root), *megatron_lm_flags(args, use_checkpoint_args=True)])
     print_rank_0(f"Megatron-LM starts from this checkpoint with: {short}")
     print_rank_0(f"Without --use-checkpoint-args it needs: {' '.join(megatron_lm_flags(args))}")
+
+
+def write_common_pt(payload: str | os.PathLike) -> None:
+    """Write the common state of a payload as ``common.pt`` too, where Megatron Core has made it an entry.
+
+    Megatron Core up to 0.18 looks for that file alone (``load_common`` in
+    megatron/core/dist_checkpointing/strategies/common.py). Core 0.19 writes the entry and reads the file first
+    (``load_common_state_dict`` in dist_checkpointing/serialization.py).
+
+    Args:
+        payload: Payload folder, a local path or a MultiStorageClient URL, after every rank has written.
+    """
+    filename = os.path.join(payload, COMMON_PT)
+    if not checkpoint_utils.file_exists(filename):
+        # Read back and not kept from the save, so that both forms hold the same.
+        maybe_msc.torch.save(dist_checkpointing.load_common_state_dict(payload), filename)
 
 
 def run_config_folder(payload: str | os.PathLike) -> str:
