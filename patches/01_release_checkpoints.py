@@ -8,6 +8,7 @@ import libcst.matchers as m
 
 from fork.edits import (
     Change,
+    Edit,
     File,
     add_import,
     add_parameter,
@@ -29,6 +30,13 @@ SAVE_DOC = (
     "If True, saves a release checkpoint, which Megatron-LM starts fine-tuning from: weights and Megatron-LM args, "
     "without training state, in `release/`, with the tracker `release`."
 )
+LINK_DOC = (
+    "If True, leaves a symbolic link `iter_0000000` to the release checkpoint, for scripts that look for this folder."
+)
+DECIDED_DOC = (
+    f"{SAVE_DOC} If False, saves iteration 0 without training state, which Megatron-LM can't fine-tune from. By default "
+    "the environment variable `MEGATRON_BRIDGE_CHECKPOINT_LAYOUT` decides (`release` or `iter`), and without it "
+)
 IMPORT_RESOLVER = "from megatron.bridge.training.release_checkpoint import resolve_checkpoint\n"
 # `latest_train_state.pt` of a root; without a prefix the function names the file of one iteration.
 ROOT_TRAIN_STATE = m.Call(
@@ -40,13 +48,26 @@ ROOT_TRAIN_STATE = m.Call(
 EXPORT_ADAPTER = WAN = ">=0.4"
 FROM_AUTO_CONFIG = MIMO = ">=0.5"
 
+
+def saving_parameters(function: str) -> list[Edit]:
+    """Adds to a function that saves a model without training state what decides the form of the checkpoint."""
+    return [
+        add_parameter(function, "release: bool | None = None", doc=f"{DECIDED_DOC}iteration 0 is saved."),
+        add_parameter(function, "link_iter_0: bool = False", doc=LINK_DOC),
+    ]
+
+
 SAVING = [
-    add_import("from megatron.bridge.training import release_checkpoint"),
+    add_import("from megatron.bridge.training import iteration_0, release_checkpoint"),
     add_parameter("save_checkpoint", "release: bool = False", doc=SAVE_DOC),
+    add_parameter("save_checkpoint", "link_iter_0: bool = False", doc=LINK_DOC),
     insert_after(
         "save_checkpoint",
         assign("checkpoint_name"),
-        "if release:\n    checkpoint_name = release_checkpoint.stage_release(save_dir)",
+        "if release:\n"
+        "    checkpoint_name = release_checkpoint.stage_release(save_dir, link_iter_0)\n"
+        "else:\n"
+        "    iteration_0.remove_link(checkpoint_name)",
     ),
     insert_after(
         "save_checkpoint",
@@ -66,6 +87,7 @@ SAVING = [
 ]
 
 LOADING = [
+    insert_first("_load_checkpoint_from_path", "load_dir = iteration_0.release_for(load_dir)"),
     # Megatron-LM of core 0.16 and later takes a tracker that says 0.
     replace("read_metadata", expression("iteration > 0"), "iteration >= 0"),
     *(
@@ -100,8 +122,9 @@ ADAPTERS = [
 ]
 
 CONVERSION = [
-    add_parameter("AutoBridge.save_megatron_model", "release: bool = False", doc=SAVE_DOC),
+    *saving_parameters("AutoBridge.save_megatron_model"),
     pass_argument("AutoBridge.save_megatron_model", call("save_megatron_model"), "release=release"),
+    pass_argument("AutoBridge.save_megatron_model", call("save_megatron_model"), "link_iter_0=link_iter_0"),
     wrap(
         "AutoBridge.save_megatron_model",
         m.Expr(value=m.Call(func=m.Name("save_megatron_model"))),
@@ -121,29 +144,32 @@ CONVERSION = [
     ),
     add_parameter(
         "AutoBridge.import_ckpt",
-        "release: bool = True",
+        "release: bool | None = None",
         keyword_only=True,
-        doc=f"{SAVE_DOC} False writes iteration 0 of a training checkpoint, which Megatron-LM can't start from.",
+        doc=f"{DECIDED_DOC}a release checkpoint is saved.",
     ),
+    add_parameter("AutoBridge.import_ckpt", "link_iter_0: bool = False", keyword_only=True, doc=LINK_DOC),
     insert_first(
         "AutoBridge.import_ckpt",
         "from megatron.bridge.models.conversion.hf_checkpoint import check_hf_checkpoint, has_tokenizer\n"
+        "from megatron.bridge.training.iteration_0 import release_wanted\n"
         "from megatron.bridge.training.release_checkpoint import check_release_target\n"
         "\n"
-        'check_hf_checkpoint(hf_model_id, kwargs.get("trust_remote_code"))\n'
-        "if release:\n"
-        "    check_release_target(megatron_path)\n",
+        "release = release_wanted(release, default=True, link_iter_0=link_iter_0)\n"
+        "check_release_target(megatron_path, link_iter_0)\n"
+        'check_hf_checkpoint(hf_model_id, kwargs.get("trust_remote_code"))\n',
     ),
     pass_argument("AutoBridge.import_ckpt", call("bridge.save_megatron_model"), "release=release"),
+    pass_argument("AutoBridge.import_ckpt", call("bridge.save_megatron_model"), "link_iter_0=link_iter_0"),
     pass_argument(
         "AutoBridge.import_ckpt",
         call("bridge.save_megatron_model"),
         "hf_tokenizer_path=hf_model_id if has_tokenizer(hf_model_id) else None",
     ),
-    insert_after(
+    insert_before(
         "AutoBridge.from_auto_config",
         ifs("not checkpoint_path.exists()"),
-        "checkpoint_path = Path(run_config_folder(resolve_checkpoint(checkpoint_path)))",
+        "checkpoint_path = Path(run_config_folder(resolve_checkpoint(checkpoint_path)))\n",
         releases=FROM_AUTO_CONFIG,
     ),
     insert_first(
@@ -174,8 +200,11 @@ MODEL_LOAD_SAVE = [
         )
         for function in ("load_tokenizer", "load_model_config")
     ),
-    add_parameter("save_megatron_model", "release: bool = False", doc=SAVE_DOC),
+    *saving_parameters("save_megatron_model"),
+    add_import("from megatron.bridge.training.iteration_0 import release_wanted"),
+    insert_first("save_megatron_model", "release = release_wanted(release, default=False, link_iter_0=link_iter_0)"),
     pass_argument("save_megatron_model", call("save_checkpoint"), "release=release", count=2),
+    pass_argument("save_megatron_model", call("save_checkpoint"), "link_iter_0=link_iter_0", count=2),
     # A release checkpoint is complete before its tracker names it: save_checkpoint writes the tokenizer itself.
     replace(
         "save_megatron_model",
@@ -206,6 +235,17 @@ reader of a checkpoint root finds the payload through one function.
     edits=[
         File("training/checkpointing.py", [*SAVING, *LOADING]),
         File("training/setup.py", ADAPTERS),
+        File(
+            "training/config.py",
+            [
+                insert_first(
+                    "CheckpointConfig.finalize",
+                    "from megatron.bridge.training.iteration_0 import release_for\n"
+                    "\n"
+                    "self.load, self.pretrained_checkpoint = release_for(self.load), release_for(self.pretrained_checkpoint)",
+                )
+            ],
+        ),
         File("training/model_load_save.py", MODEL_LOAD_SAVE),
         File("models/conversion/auto_bridge.py", CONVERSION),
         File(
@@ -234,6 +274,12 @@ reader of a checkpoint root finds the payload through one function.
                     "    return path is not None and any(file_exists(os.path.join(path, name)) for name in markers)\n"
                     "\n",
                     releases="<0.4",
+                ),
+                insert_first(
+                    "checkpoint_exists",
+                    "from megatron.bridge.training.iteration_0 import release_for\n"
+                    "\n"
+                    "checkpoints_path = release_for(checkpoints_path)",
                 ),
                 insert_first(
                     "get_hf_model_id_from_checkpoint",
@@ -275,6 +321,7 @@ reader of a checkpoint root finds the payload through one function.
     ],
     modules=[
         "training/release_checkpoint.py",
+        "training/iteration_0.py",
         "training/mlm_compat/checkpoint_args.py",
         "training/mlm_compat/load_model.py",
         "models/conversion/hf_checkpoint.py",

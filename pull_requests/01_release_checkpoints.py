@@ -75,6 +75,7 @@ pull_request = PullRequest(
     stands_on=["untrusted-checkpoints"],
     tests={
         "bridge/test_release_checkpoint.py": "training/test_release_checkpoint.py",
+        "bridge/test_iteration_0.py": "training/test_iteration_0.py",
         "bridge/test_release_layout.py": "training/test_release_layout.py",
         "bridge/test_release_ranks.py": "training/test_release_ranks.py",
         "bridge/test_bridge_training.py": "training/test_bridge_training.py",
@@ -90,10 +91,11 @@ pull_request = PullRequest(
                     pass_argument(
                         f"TestAutoBridge.{test}",
                         call("mock_bridge.save_megatron_model.assert_called_once_with"),
-                        "release=True",
+                        argument,
                         releases=releases,
                     )
                     for test, releases in IMPORT_TESTS.items()
+                    for argument in ("release=True", "link_iter_0=False")
                 ),
                 *(
                     replace(
@@ -109,9 +111,10 @@ pull_request = PullRequest(
                     pass_argument(
                         f"TestAutoBridge.{test}",
                         call("mock_save_megatron_model.assert_called_once_with"),
-                        "release=False",
+                        argument,
                     )
                     for test in ("test_save_megatron_model_basic", "test_save_megatron_model_with_tokenizer")
+                    for argument in ("release=None", "link_iter_0=False")
                 ),
             ],
         ),
@@ -121,13 +124,14 @@ pull_request = PullRequest(
                 pass_argument(
                     f"TestSaveMegatronModel.{test}",
                     call("mock_save_checkpoint.assert_called_once_with"),
-                    "release=False",
+                    argument,
                 )
                 for test in (
                     "test_save_megatron_model",
                     "test_save_megatron_model_with_tokenizer",
                     "test_save_megatron_model_without_tokenizer",
                 )
+                for argument in ("release=False", "link_iter_0=False")
             ],
         ),
         File(

@@ -2,6 +2,8 @@
 """`import_ckpt` and `save_megatron_model` with real weights, and every reader of what they write."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ from megatron.bridge.training.utils.checkpoint_utils import checkpoint_exists, g
 
 
 TRACKER = "latest_checkpointed_iteration.txt"
-PAYLOAD = {".metadata", "__0_0.distcp", "metadata.json", "run_config.yaml", "tokenizer"}
+PAYLOAD = {".metadata", "__0_0.distcp", "common.pt", "metadata.json", "run_config.yaml", "tokenizer"}
 
 
 def save_hf_model(folder, family="llama-3", tokens=300, **changes):
@@ -100,6 +102,31 @@ def test_a_release_holds_weights_and_args_only(release):
     assert all(key.startswith(("decoder.", "embedding.", "output_layer.")) for key in weights(release / "release"))
 
 
+READ_IN_A_FRESH_PROCESS = """
+import argparse, sys
+import torch
+
+with torch.serialization.safe_globals([argparse.Namespace]):
+    state = torch.load(sys.argv[1], weights_only=True)
+assert "megatron" not in sys.modules
+print(state["args"].num_layers, state["iteration"], state["checkpoint_version"])
+"""
+
+
+def test_the_common_state_is_a_file_that_torch_alone_reads(release):
+    command = [sys.executable, "-c", READ_IN_A_FRESH_PROCESS, str(release / "release/common.pt")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "2 0 3.0\n"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_file_holds_what_the_entry_holds(hf_model, tmp_path, streaming):
+    AutoBridge.import_ckpt(hf_model, tmp_path, streaming=streaming)
+    payload = tmp_path / "release"
+    from_file = dist_checkpointing.load_common_state_dict(str(payload))
+    (payload / "common.pt").unlink()
+    assert dist_checkpointing.load_common_state_dict(str(payload)) == from_file
+
+
 def test_import_prints_the_command_line(hf_model, tmp_path, capsys):
     AutoBridge.import_ckpt(hf_model, tmp_path / "out")
     printed = capsys.readouterr().out
@@ -113,7 +140,7 @@ def test_release_false_writes_iteration_0(hf_model, tmp_path, release):
     assert {path.name for path in tmp_path.iterdir()} == {"iter_0000000", TRACKER, "latest_train_state.pt"}
     assert (tmp_path / TRACKER).read_text() == "0"
     payload = tmp_path / "iter_0000000"
-    assert {path.name for path in payload.iterdir()} == PAYLOAD | {"train_state.pt"}
+    assert {path.name for path in payload.iterdir()} - {"common.pt"} == PAYLOAD - {"common.pt"} | {"train_state.pt"}
     assert "args" not in dist_checkpointing.load_common_state_dict(str(payload))
     assert_same_weights(weights(payload), weights(release / "release"))
     with pytest.raises(KeyError, match="holds no Megatron-LM args"):
@@ -156,8 +183,10 @@ def test_import_over_a_release_replaces_it(hf_model, tmp_path, copy):
 def test_import_over_training_is_refused_before_anything_is_read(tmp_path, copy):
     (copy / "iter_0000004").mkdir()
     (copy / TRACKER).write_text("4")
-    with pytest.raises(FileExistsError, match="training iteration 4"):
-        AutoBridge.import_ckpt(save_hf_model(tmp_path / "hf"), copy)
+    model = save_hf_model(tmp_path / "hf")
+    for release in (True, False):
+        with pytest.raises(FileExistsError, match="training iteration 4"):
+            AutoBridge.import_ckpt(model, copy, release=release)
     assert (copy / TRACKER).read_text() == "4"
 
 
@@ -177,9 +206,9 @@ def test_a_save_that_fails_leaves_the_old_release(hf_model, copy, monkeypatch):
 # --- every reader ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["root", "payload folder"])
+@pytest.fixture(params=["", "release", "iter_0000000"], ids=["root", "payload folder", "where it was before"])
 def readable(request, release):
-    return release if request.param == "root" else release / "release"
+    return release / request.param
 
 
 def test_load_megatron_model(readable, hf_model, release, gloo):

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from megatron.bridge.training import release_checkpoint as rc
+from megatron.bridge.training.iteration_0 import ITERATION_0
 from megatron.bridge.training.state import TrainState
 
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
-def write_release(root, text):
-    payload = Path(rc.stage_release(root))
+def write_release(root, text, link_iter_0=False):
+    payload = Path(rc.stage_release(root, link_iter_0))
     (payload / "metadata.json").write_text(text)
     rc.publish_release(root)
 
@@ -141,7 +142,7 @@ def kill_at(monkeypatch, step):
         return wrapper
 
     changes = (
-        (Path, ("rename", "replace", "unlink", "mkdir")),
+        (Path, ("rename", "replace", "unlink", "mkdir", "symlink_to")),
         (shutil, ("rmtree",)),
         (rc, ("_exchange", "write_new")),
     )
@@ -167,22 +168,26 @@ def exchanges(request, monkeypatch):
     return request.param == "exchange"
 
 
+@pytest.mark.parametrize("link", [False, True], ids=["", "with a link"])
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("step", range(18))
 def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new_one_or_none(
-    tmp_path, monkeypatch, before, step, exchanges, record_property
+    tmp_path, monkeypatch, before, step, exchanges, link, record_property
 ):
     record_property("count of publications of a release killed, at each change in turn", 1)
     root = tmp_path / "out"
     BEFORE[before](root)
+    link = link and not (root / ITERATION_0).exists()
     with monkeypatch.context() as patch:
         kill_at(patch, step)
         with suppress(Killed):
-            write_release(root, "new")
+            write_release(root, "new", link)
     tracker = root / TRACKER
     if tracker.exists():
         named = Path(rc.resolve_checkpoint(root))
         assert (named / "metadata.json").read_text() in {"old", "new", "iteration 0"}
+        # Made before the tracker, and seen to lead where that leads.
+        assert not (root / ITERATION_0).is_symlink() or (root / ITERATION_0).resolve() == named.resolve()
     assert tracker.exists() or before not in ("iteration 0", *(["a release"] if exchanges else []))
 
     write_release(root, "next")
@@ -190,11 +195,12 @@ def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new_one_or_none(
     assert entries(root) <= {"release", "release/metadata.json", TRACKER, "iter_0000000", "iter_0000000/metadata.json"}
 
 
-def test_the_steps_above_are_all_of_them(tmp_path, monkeypatch, exchanges):
+@pytest.mark.parametrize("link", [False, True], ids=["", "with a link"])
+def test_the_steps_above_are_all_of_them(tmp_path, monkeypatch, exchanges, link):
     write_release(tmp_path, "old")
     with monkeypatch.context() as patch:
         done = kill_at(patch, 100)
-        write_release(tmp_path, "new")
+        write_release(tmp_path, "new", link)
     assert 5 < len(done) <= 18
 
 

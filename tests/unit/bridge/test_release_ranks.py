@@ -73,6 +73,7 @@ def test_a_release_is_written_to_an_object_store(hf_model, tmp_path, object_stor
     AutoBridge.import_ckpt(hf_model, url)
     assert {path.name for path in folder.iterdir()} == {"release", TRACKER}
     assert (folder / TRACKER).read_text() == "release"
+    assert (folder / "release/common.pt").is_file()
     AutoBridge.import_ckpt(hf_model, tmp_path / "local")
     assert_same_weights(weights(folder / "release"), weights(tmp_path / "local/release"))
     assert AutoBridge.get_hf_model_id_from_checkpoint(url) == str(hf_model)

@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.msc_utils import MultiStorageClientFeature, maybe_msc
+from megatron.core.msc_utils import maybe_msc
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron.bridge.training.iteration_0 import as_path, check_link, is_link_to_release, release_for, set_link
 from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_args, megatron_lm_flags
 from megatron.bridge.training.utils import checkpoint_utils
 from megatron.bridge.utils.common_utils import get_rank_safe, print_rank_0
@@ -58,28 +59,32 @@ class _Staging:
         locks: Descriptors of the folders that stand at ``release.incomplete``. Their locks tell a running import from
             what a crash left behind.
         created: Folders that this import made above the payload, deepest last; removed if the import fails.
+        link_iter_0: Whether ``iter_0000000`` shall be a link to the release.
     """
 
     locks: list[int] = field(default_factory=list)
     created: list[Path] = field(default_factory=list)
+    link_iter_0: bool = False
 
 
 _open_stagings: dict[str, _Staging] = {}
 
 
-def check_release_target(root: str | os.PathLike) -> None:
+def check_release_target(root: str | os.PathLike, link_iter_0: bool = False) -> None:
     """Refuse a root that a release checkpoint must not be written to. Changes nothing.
 
     Args:
         root: Checkpoint root, a local path or a MultiStorageClient URL.
+        link_iter_0: Whether ``iter_0000000`` shall be a link to the release.
 
     Raises:
         NotADirectoryError: The root, or a folder above it, is a file.
         PermissionError: The root can't be written to.
-        FileExistsError: The root holds training iterations, which a tracker set back to ``release`` would hide.
-        ValueError: The tracker holds neither an iteration nor ``release``.
+        FileExistsError: The root holds training iterations, which a tracker set back to ``release`` would hide, or
+            the link can't be made because something else has its name.
+        ValueError: The tracker holds neither an iteration nor ``release``, or the link is wanted in an object store.
     """
-    path = _as_path(root)
+    path = as_path(root)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{root} is a file, a checkpoint needs a directory: choose another path")
     if isinstance(path, Path):
@@ -88,6 +93,8 @@ def check_release_target(root: str | os.PathLike) -> None:
             raise NotADirectoryError(f"{existing} is a file, {root} can't lie below it: choose another path")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(f"{existing} is not writable: change its permissions or choose another path")
+    if link_iter_0:
+        check_link(root)
     if not path.exists():
         return
     tracked = read_tracker(root)
@@ -100,7 +107,7 @@ def check_release_target(root: str | os.PathLike) -> None:
         )
 
 
-def stage_release(root: str | os.PathLike) -> str:
+def stage_release(root: str | os.PathLike, link_iter_0: bool = False) -> str:
     """Open a place for the payload of a release checkpoint. Collective: every rank calls it.
 
     What an earlier crash left is cleared. Until :func:`publish_release`, the tracker and the checkpoint that it names
@@ -108,6 +115,7 @@ def stage_release(root: str | os.PathLike) -> str:
 
     Args:
         root: Checkpoint root, a local path or a MultiStorageClient URL.
+        link_iter_0: Whether publication leaves a link ``iter_0000000 -> release``, for readers that name this folder.
 
     Returns:
         The folder to write the payload into, the same on every rank.
@@ -122,8 +130,9 @@ def stage_release(root: str | os.PathLike) -> str:
     error = None
     if get_rank_safe() == 0:
         try:
-            check_release_target(root)
+            check_release_target(root, link_iter_0)
             _open_staging(root)
+            _open_stagings[str(root)].link_iter_0 = link_iter_0
         except (OSError, ValueError) as caught:
             error = caught
     _raise_everywhere(error)
@@ -139,9 +148,9 @@ def publish_release(root: str | os.PathLike) -> None:
     Args:
         root: The root that was given to :func:`stage_release`.
     """
-    path = _as_path(root)
-    train_state = _as_path(_train_state_file(root))
-    tracker = _as_path(checkpoint_utils.get_checkpoint_tracker_filename(str(root)))
+    path = as_path(root)
+    train_state = as_path(_train_state_file(root))
+    tracker = as_path(checkpoint_utils.get_checkpoint_tracker_filename(str(root)))
     if not isinstance(path, Path):
         train_state.unlink(missing_ok=True)
         tracker.write_text(RELEASE)
@@ -160,6 +169,7 @@ def publish_release(root: str | os.PathLike) -> None:
                 tracker.unlink()
             payload.rename(replaced)
         staging.rename(payload)
+    set_link(path, _open_stagings[str(root)].link_iter_0)
     new_tracker.replace(tracker)
     sync(path)
     for old in (staging, replaced):
@@ -180,7 +190,7 @@ def discard_release(root: str | os.PathLike) -> None:
     staging = _open_stagings.get(str(root))
     if staging is None:
         return
-    path = _as_path(root)
+    path = as_path(root)
     try:
         if isinstance(path, Path):
             # Under the lock: another import could have taken over what is removed here.
@@ -292,7 +302,7 @@ def run_config_folder(payload: str | os.PathLike) -> str:
     Returns:
         The release beside the payload, if that has a ``run_config.yaml`` and the payload has none, else the payload.
     """
-    path = _as_path(payload)
+    path = as_path(payload)
     if not path.name.startswith("iter_") or not path.is_dir():
         return str(payload)
     release = str(path.parent / RELEASE)
@@ -317,7 +327,8 @@ def base_of_adapters(path: str | os.PathLike) -> str:
     Raises:
         FileNotFoundError: The tracker names a folder that isn't there.
     """
-    release = _as_path(path) / RELEASE
+    path = release_for(path)
+    release = as_path(path) / RELEASE
     if not release.is_dir():
         return str(path)
     payload = resolve_checkpoint(path)
@@ -341,7 +352,7 @@ def read_tracker(root: str | os.PathLike) -> tuple[int, bool] | None:
     Raises:
         ValueError: The tracker holds neither a whole number nor ``release``.
     """
-    tracker = _as_path(checkpoint_utils.get_checkpoint_tracker_filename(str(root)))
+    tracker = as_path(checkpoint_utils.get_checkpoint_tracker_filename(str(root)))
     if not tracker.is_file():
         return None
     text = tracker.read_text().strip()
@@ -378,7 +389,8 @@ def resolve_checkpoint(path: str | os.PathLike) -> str:
     """Find the folder that holds the payload of a checkpoint.
 
     A payload folder (``release/``, ``iter_N/``) is taken as it is. A root resolves by its tracker, then by
-    ``latest_train_state.pt``, then to its highest iteration, then to its release.
+    ``latest_train_state.pt``, then to its highest iteration, then to its release. ``iter_0000000`` that isn't there is
+    taken for the release beside it.
 
     Args:
         path: Checkpoint root or payload folder, a local path or a MultiStorageClient URL.
@@ -389,7 +401,8 @@ def resolve_checkpoint(path: str | os.PathLike) -> str:
     Raises:
         FileNotFoundError: The tracker names a folder that isn't there.
     """
-    root = _as_path(path)
+    path = release_for(path)
+    root = as_path(path)
     if checkpoint_utils.is_checkpoint_iteration_directory(str(path)) or not root.is_dir():
         return str(path)
     tracked = read_tracker(path)
@@ -401,7 +414,7 @@ def resolve_checkpoint(path: str | os.PathLike) -> str:
             else None
         )
     if tracked is not None:
-        payload = _as_path(checkpoint_utils.get_checkpoint_name(str(path), *tracked))
+        payload = as_path(checkpoint_utils.get_checkpoint_name(str(path), *tracked))
         if not payload.is_dir():
             raise FileNotFoundError(
                 f"the tracker of {path} names {payload.name}, which is not there: give the path of a checkpoint folder"
@@ -413,25 +426,18 @@ def resolve_checkpoint(path: str | os.PathLike) -> str:
     return str(root / RELEASE) if (root / RELEASE).is_dir() else str(path)
 
 
-def _as_path(path: str | os.PathLike) -> Any:
-    """Return a ``pathlib.Path``, or MultiStorageClient's look-alike for a URL of its own."""
-    if MultiStorageClientFeature.is_enabled() and str(path).startswith("msc://"):
-        return MultiStorageClientFeature.import_package().Path(str(path))
-    return Path(path)
-
-
 def _train_state_file(root: str | os.PathLike) -> str:
     """Return the path of ``latest_train_state.pt``, Bridge's own tracker."""
     return checkpoint_utils.get_checkpoint_train_state_filename(str(root), prefix=checkpoint_utils.TRACKER_PREFIX)
 
 
 def _payload_being_written(root: str | os.PathLike) -> Any:
-    path = _as_path(root)
+    path = as_path(root)
     return path / (STAGING_DIR if isinstance(path, Path) else RELEASE)
 
 
 def _saved_iterations(root: Any) -> list[int]:
-    names = (child.name for child in root.iterdir() if child.is_dir())
+    names = (child.name for child in root.iterdir() if child.is_dir() and not is_link_to_release(child))
     return [int(name[5:]) for name in names if name.startswith("iter_") and name[5:].isdecimal()]
 
 
@@ -459,7 +465,7 @@ def _open_staging(root: str | os.PathLike) -> None:
 
 def _clear_remote_release(root: str | os.PathLike, payload: Any) -> None:
     if read_tracker(root) == (0, True):
-        _as_path(checkpoint_utils.get_checkpoint_tracker_filename(str(root))).unlink()
+        as_path(checkpoint_utils.get_checkpoint_tracker_filename(str(root))).unlink()
     if payload.is_dir():
         for leftover in payload.rglob("*"):
             if leftover.is_file():
