@@ -27,7 +27,24 @@ from megatron.bridge_cli.checkpoint import RELEASE, RUN_CONFIG, STAGING, Checkpo
 from megatron.bridge_cli.verdicts import launch_flags, problems, verdicts
 
 
+ITERATION_0 = "iter_0000000"
+
+
+def _read_from(ctx: click.Context, parameter: click.Parameter, out: Path) -> Path:
+    """Take `iter_0000000` that isn't there for the release beside it, as Bridge's readers do."""
+    release = out.with_name(RELEASE)
+    if out.name != ITERATION_0 or os.path.lexists(out) or not (release / "metadata.json").is_file():
+        return out
+    click.echo(
+        f"Note: {_printable(str(out))} is not there, taking the release checkpoint beside it: "
+        f"use {_printable(str(release))}",
+        err=True,
+    )
+    return release
+
+
 OUT = click.argument("out", type=click.Path(path_type=Path))
+CHECKPOINT = click.argument("out", type=click.Path(path_type=Path), callback=_read_from)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else to stdout.")
 HF_MODEL = "A Hugging Face model: a name on the hub, or a folder."
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Run the code that comes with the Hugging Face model.")
@@ -100,7 +117,7 @@ def main() -> None:
 
 
 @main.command()
-@OUT
+@CHECKPOINT
 @JSON
 def inspect(out: Path, as_json: bool) -> None:
     """Say what lies at OUT, who can load it, and with which flags. The exit code is 1 if something is wrong.
@@ -119,7 +136,7 @@ def inspect(out: Path, as_json: bool) -> None:
 
 
 @main.command()
-@OUT
+@CHECKPOINT
 @click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @click.option("--hf-model", metavar="MODEL", help=f"Where to take the args from, if not from {RUN_CONFIG}. {HF_MODEL}")
 @TRUST
@@ -156,6 +173,20 @@ def repair(ctx: click.Context, out: Path, dry_run: bool, hf_model: str | None, t
 @OUT
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Of the weights; as they are.")
 @click.option("--overwrite", is_flag=True, help="Replace a release checkpoint that is at OUT.")
+@click.option(
+    "--link-iter-0",
+    is_flag=True,
+    help=f"Leave a symbolic link {ITERATION_0} to the release checkpoint, for scripts that look for this folder.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice([RELEASE, "iter"]),
+    default=RELEASE,
+    envvar="MEGATRON_BRIDGE_CHECKPOINT_LAYOUT",
+    show_default=True,
+    show_envvar=True,
+    help=f"Write a release checkpoint, or {ITERATION_0} with the tracker 0, which Megatron-LM can't fine-tune from.",
+)
 @TRUST
 @JSON
 @click.pass_context
@@ -165,6 +196,8 @@ def import_(
     out: Path,
     dtype: str | None,
     overwrite: bool,
+    link_iter_0: bool,
+    layout: str,
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
@@ -173,9 +206,14 @@ def import_(
     A checkpoint of a training at OUT is refused in any case, a release is unless --overwrite is given.
     """
     folder = Path(hf_model)
-    _check_import(folder, out, overwrite)
+    release = layout == RELEASE
+    if link_iter_0 and not release:
+        raise click.UsageError(
+            "--link-iter-0 makes a link to a release checkpoint, --layout iter writes none: drop one"
+        )
+    _check_import(folder, out, release, overwrite)
     expected = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    staged = out / STAGING
+    staged = out / (STAGING if release else ITERATION_0)
     with (
         _quiet(ctx.obj) as terminal,
         _notes_of("megatron.bridge.models.conversion.streaming_import", terminal.note) as notes_of_import,
@@ -186,7 +224,9 @@ def import_(
         AutoBridge = auto_bridge_for(hf_model)
         import torch
 
-        options = {"torch_dtype": getattr(torch, dtype)} if dtype else {}
+        options = {"release": release, "link_iter_0": link_iter_0}
+        if dtype:
+            options["torch_dtype"] = getattr(torch, dtype)
         if trust_remote_code:
             options["trust_remote_code"] = True
         AutoBridge.import_ckpt(hf_model, out, **options)
@@ -198,8 +238,14 @@ def import_(
         click.echo(json.dumps(document, indent=2))
         return
     payload = found.payload
-    click.echo(f"Wrote {out}: a release checkpoint, {payload.parameters:,} parameters, {_bytes(payload.size)}.\n")
-    _show_flags(found)
+    what = "a release checkpoint" if release else f"{ITERATION_0}, the layout before release checkpoints"
+    click.echo(f"Wrote {out}: {what}, {payload.parameters:,} parameters, {_bytes(payload.size)}.\n")
+    if release:
+        _show_flags(found)
+    else:
+        click.echo(
+            f"Megatron-LM can't fine-tune from it. To make it a release checkpoint: megatron-bridge repair {out}"
+        )
 
 
 def _imported_from(out: Path) -> str:
@@ -212,7 +258,7 @@ def _imported_from(out: Path) -> str:
     return source
 
 
-def _check_import(source: Path, out: Path, overwrite: bool) -> None:
+def _check_import(source: Path, out: Path, release: bool, overwrite: bool) -> None:
     """Refuse, before anything is loaded, what an import would refuse after ten seconds."""
     looks_like_path = str(source).startswith((".", "/", "~")) or len(source.parts) > 2
     if looks_like_path and not source.is_dir():
@@ -230,10 +276,12 @@ def _check_import(source: Path, out: Path, overwrite: bool) -> None:
         )
     if (out / RELEASE).exists() and not overwrite:
         raise click.ClickException(f"{out} holds a release checkpoint: give --overwrite, or another path")
+    if not release and (out / ITERATION_0).exists() and not overwrite:
+        raise click.ClickException(f"{out} holds {ITERATION_0}: give --overwrite, or another path")
 
 
 @main.command()
-@OUT
+@CHECKPOINT
 @click.argument("hf_out", type=click.Path(path_type=Path))
 @click.option("--hf-model", metavar="MODEL", help=f"What was imported; {RUN_CONFIG} says it as a rule. {HF_MODEL}")
 @TRUST
