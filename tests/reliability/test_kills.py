@@ -11,9 +11,13 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("streaming", "kills"), [(True, 200), (False, 60)], ids=["streaming", "in memory"])
-def test_kills(streaming, kills, record_property):
-    options = json.dumps({"streaming": streaming})
+@pytest.mark.parametrize(
+    ("streaming", "link", "kills"),
+    [(True, False, 200), (False, True, 80)],
+    ids=["streaming", "in memory, with a link iter_0000000"],
+)
+def test_kills(streaming, link, kills, record_property):
+    options = json.dumps({"streaming": streaming, "link_iter_0": link})
     command = [sys.executable, str(Path(__file__).with_name("kills.py")), f"--kills={kills}", f"--options={options}"]
     if seed := os.environ.get("KILLS_SEED"):
         command.append(f"--seed={seed}")

@@ -209,7 +209,7 @@ def import_(
     release = layout == RELEASE
     if link_iter_0 and not release:
         raise click.UsageError(
-            "--link-iter-0 makes a link to a release checkpoint, --layout iter writes none: drop one"
+            "--link-iter-0 makes a link to a release checkpoint, the layout iter has none: drop one"
         )
     _check_import(folder, out, release, overwrite)
     expected = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
