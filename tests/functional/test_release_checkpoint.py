@@ -4,6 +4,7 @@
 Hugging Face's model is the second judge, of the first loss. `matrix.py` has what training adds: save, resume, export.
 """
 
+import shutil
 from pathlib import Path
 
 import models
@@ -13,6 +14,7 @@ import torch
 from reference import Tensors, differences, hf_loss
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.training import iteration_0
 
 
 LOSS_TOLERANCE = 1e-4  # float32: two implementations of the same arithmetic
@@ -88,6 +90,31 @@ def test_idle_iteration_keeps_every_weight(idle: steps.Training, imported: Path)
     before = dict(steps.model_tensors(imported / "release"))
     after = dict(steps.model_tensors(idle.checkpoint / "iter_0000001"))
     assert before
+    assert differences(before, after) == []
+
+
+def test_training_in_a_folder_with_a_link_leaves_it_alone(
+    workplace: Path, imported: Path, idle: steps.Training, flags: list[str], chats: steps.Chats
+) -> None:
+    """Megatron-LM starts, saves and resumes there as it does without the link."""
+    root = Path(shutil.copytree(imported, workplace / "linked"))
+    iteration_0.set_link(root, wanted=True)
+    losses = {}
+    for name, stop in (("start", ["--exit-interval=1"]), ("resume", [])):
+        losses |= steps.train(
+            f"{name} beside a link",
+            workplace / f"linked-{name}",
+            chats,
+            load=root,
+            save=root,
+            iterations=2,
+            flags=[*flags, "--lr=0", *stop],
+        ).losses()
+    assert list(losses) == [1, 2] and losses[1] == idle.losses()[1]
+    assert steps.tracker(root) == "2"
+    assert steps.payloads(root) == ["iter_0000000", "iter_0000001", "iter_0000002", "release"]
+    assert iteration_0.is_link_to_release(root / "iter_0000000")
+    before, after = (dict(steps.model_tensors(each / "release")) for each in (imported, root))
     assert differences(before, after) == []
 
 
