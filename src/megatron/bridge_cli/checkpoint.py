@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What lies at a path, read from metadata alone: no weights, no torch, and no pickle that runs."""
 
+import errno
 import json
 import math
 import os
@@ -12,19 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from megatron.bridge_cli import safe_pickle
-from megatron.bridge_cli.safe_pickle import Inert, Metadata, UnreadablePickle
+from megatron.bridge_cli.safe_pickle import Inert, Metadata, RefusedPickle, StoredTensor, UnreadablePickle
 
 
 RELEASE = "release"
+ITERATION_0 = "iter_0000000"
 STAGING = "release.incomplete"
 REPLACED = "release.replaced"
 TRACKER = "latest_checkpointed_iteration.txt"
 BRIDGE_TRACKER = "latest_train_state.pt"
 TRAIN_STATE = "train_state.pt"
 RUN_CONFIG = "run_config.yaml"
+COMMON_PT = "common.pt"
 COMMON_STATE = "common_state/shard_0_1"
-"""The entry that core 0.19 has in place of `common.pt` (load_common_state_dict in
-megatron/core/dist_checkpointing/serialization.py)."""
+"""The entry that core 0.19 writes in place of `common.pt`. It reads that file first, where there is one
+(load_common_state_dict in megatron/core/dist_checkpointing/serialization.py)."""
+ENTRY = "entry"
+
+FORMS = {COMMON_PT: COMMON_PT, ENTRY: "the entry common_state"}
+"""Forms of the common state, in the order in which readers look for them, as people call them."""
 
 # Args without which Megatron-LM builds another model, or none: the first that load_args_from_checkpoint and
 # check_checkpoint_args read (megatron/training/checkpointing.py, core 0.15 to 0.19).
@@ -48,6 +55,19 @@ _MAX_INT = (1 << 63) - 1
 _NO_WEIGHT = re.compile(r"(chained_\d+\.)?optimizer\b|opt_param_scheduler|rng_state|rerun_state|common_state/")
 
 
+@dataclass(frozen=True)
+class CommonState:
+    """One form of the common state, as it was found.
+
+    Attributes:
+        state: Its content, None if it is damaged.
+        damage: What is wrong with it, None if nothing is.
+    """
+
+    state: dict[str, Any] | None = None
+    damage: str | None = None
+
+
 @dataclass
 class Payload:
     """One folder of a checkpoint.
@@ -56,21 +76,39 @@ class Payload:
         path: The folder.
         format: As `--ckpt-format` of Megatron-LM: "torch_dist", "torch_dcp", "torch"; None if it is none of them.
         core: Series of Megatron Core that wrote it, by what only that one writes; None if nothing tells.
-        common: "common.pt" (core 0.18 and before), "entry" (core 0.19), or None.
-        state: The common state, None if there is none or it can't be read.
+        forms: The common state in each of `FORMS` that is there, in that order.
+        source: Which of them `state` is; by itself the first that can be read.
         metadata: What `.metadata` says, None if there is none or it can't be read.
         size: Bytes of all files.
-        damage: What is missing or broken, a line each.
+        damage: What is missing or broken, a line each, and has no double in the payload.
     """
 
     path: Path
     format: str | None = None
     core: str | None = None
-    common: str | None = None
-    state: dict[str, Any] | None = None
+    forms: dict[str, CommonState] = field(default_factory=dict)
+    source: str | None = None
     metadata: Metadata | None = None
     size: int = 0
     damage: list[str] = field(default_factory=list)
+
+    @property
+    def common(self) -> str | None:
+        """In which forms the common state is there: "common.pt", "entry", "both", or None."""
+        return "both" if len(self.forms) > 1 else next(iter(self.forms), None)
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """The common state, None if there is none or it can't be read."""
+        readable = (name for name, form in self.forms.items() if form.state is not None)
+        name = self.source or next(readable, None)
+        return self.forms[name].state if name is not None else None
+
+    @cached_property
+    def discord(self) -> list[str]:
+        """In what the two forms of the common state differ, by name; nothing where one is missing or damaged."""
+        states = [form.state for form in self.forms.values() if form.state is not None]
+        return differences(*states) if len(states) > 1 else []
 
     @cached_property
     def args(self) -> Namespace | None:
@@ -108,7 +146,8 @@ class Payload:
     def has_optimizer(self) -> bool:
         """Whether there is optimizer state: somebody's training."""
         entries = (*self.metadata.tensors, *self.metadata.objects) if self.metadata else ()
-        return "optimizer" in (self.state or {}) or any(_OPTIMIZER_ENTRY.match(entry) for entry in entries)
+        in_state = any("optimizer" in (form.state or {}) for form in self.forms.values())
+        return in_state or any(_OPTIMIZER_ENTRY.match(entry) for entry in entries)
 
     @cached_property
     def parameters(self) -> int | None:
@@ -154,7 +193,8 @@ class Checkpoint:
         root: The checkpoint root, which `--load` takes.
         kind: "root", "payload" (a payload folder was given, `root` is above it), "empty", "missing" or "file".
         tracker: Text of the tracker, None if there is none.
-        folders: Names of the payload folders of the root.
+        folders: Names of the payload folders of the root; a link `iter_0000000` is none.
+        link: Where `iter_0000000` leads if it is a symbolic link, None if it isn't.
         leftovers: Names of what a killed import or repair left in the root.
         busy: An import or a repair of this root is running, and what looks left is being written.
         payload: What Megatron-LM would load; where the tracker names nothing that is there, what a repair would use.
@@ -165,6 +205,7 @@ class Checkpoint:
     kind: str
     tracker: str | None = None
     folders: list[str] = field(default_factory=list)
+    link: str | None = None
     leftovers: list[str] = field(default_factory=list)
     busy: bool = False
     payload: Payload | None = None
@@ -176,6 +217,21 @@ class Checkpoint:
         names = [*self.folders, *([self.named] if self.named else [])]
         numbers = [int(name[5:]) for name in names if name.startswith("iter_")]
         return max([*numbers, self.payload.iteration if self.payload else 0], default=0)
+
+    @property
+    def misled(self) -> str | None:
+        """Where a link `iter_0000000` leads that is not the one to the release beside it; None if all is well."""
+        return self.link if self.link != RELEASE else None
+
+    @property
+    def layout(self) -> str | None:
+        """What it is by tracker and folder: "release", "iter" (iteration 0, as Bridge has it), "training", or None."""
+        if self.payload is None:
+            return None
+        if self.iteration > 0 or self.payload.has_optimizer:
+            return "training"
+        found = self.payload.path.name
+        return {RELEASE: "release", ITERATION_0: "iter"}.get(found) if found == self.named else None
 
 
 def examine(path: Path) -> Checkpoint:
@@ -192,13 +248,25 @@ def examine(path: Path) -> Checkpoint:
     if not path.is_dir():
         return Checkpoint(path, "file")
     if _is_payload(path):
-        return _examine_root(path.absolute().parent, path.absolute())
+        chosen = path.absolute()
+        if chosen.name == ITERATION_0 and _link(chosen) == RELEASE:
+            chosen = chosen.with_name(RELEASE)
+        return _examine_root(chosen.parent, chosen)
     return _examine_root(path)
+
+
+def _link(path: Path) -> str | None:
+    """Return where a symbolic link leads, None where there is none."""
+    return os.readlink(path) if path.is_symlink() else None
 
 
 def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
     found = Checkpoint(root, "payload" if chosen else "root")
+    found.link = _link(root / ITERATION_0)
     names = sorted(entry.name for entry in os.scandir(root))
+    if found.link is not None:
+        # No second payload, and what lies outside of the root is none of this checkpoint's.
+        names.remove(ITERATION_0)
     found.folders = [name for name in names if (root / name).is_dir() and (name == RELEASE or _is_iteration(name))]
     found.leftovers = [name for name in names if name in (STAGING, REPLACED) or name == f"{TRACKER}.incomplete"]
     found.busy = STAGING in found.leftovers and _is_locked(root / STAGING)
@@ -209,6 +277,7 @@ def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
             found.named = RELEASE
         elif re.fullmatch(r"[0-9]{1,18}", found.tracker):
             found.named = f"iter_{int(found.tracker):07d}"
+    # A tracker that says 0 is led to the release by a link.
     candidates = [found.named, RELEASE, *reversed([name for name in found.folders if _is_iteration(name)]), REPLACED]
     there = [name for name in candidates if name and (name in found.folders or name in found.leftovers)]
     if chosen or there:
@@ -328,27 +397,101 @@ def _some(names: list[str]) -> str:
 
 
 def _read_common_state(payload: Payload, metadata: Metadata) -> None:
-    """Read the common state where core 0.19 looks for it: `common.pt` first, then the entry."""
+    """Read the common state in each form that is there.
+
+    What one form has lost the other may have. A pickle that names a foreign class, and a file that the system doesn't
+    let one read, are the user's to judge, whatever the other form says.
+    """
     shard = next((shard for shard in metadata.shards if shard.entry == COMMON_STATE), None)
+    file = payload.path / COMMON_PT
+    # To a link that leads nowhere all readers say that the file is not there.
+    if file.exists():
+        payload.forms[COMMON_PT] = _form(payload, file)
+    if shard is not None:
+        payload.forms[ENTRY] = _form(payload, payload.path / shard.file, shard.offset, shard.length)
+    if not payload.forms:
+        payload.damage.append("there is neither common.pt nor the entry common_state: the checkpoint is not whole")
+    elif all(form.damage for form in payload.forms.values()) and not payload.damage:
+        payload.damage += [f"{form.damage}: get the checkpoint anew" for form in payload.forms.values()]
+
+
+def _form(payload: Payload, file: Path, offset: int = 0, length: int | None = None) -> CommonState:
+    if not file.exists():
+        # It is named already, as a shard.
+        return CommonState(damage=f"{file} is missing")
     try:
-        if payload.has("common.pt"):
-            payload.common = "common.pt"
-            state = safe_pickle.read_common_state(payload.path / "common.pt")
-        elif shard is not None:
-            payload.common = "entry"
-            # A shard that is missing or short is named already.
-            if not (payload.path / shard.file).is_file():
-                return
-            state = safe_pickle.read_common_state(payload.path / shard.file, shard.offset, shard.length)
-            state = state[0] if isinstance(state, list) and len(state) == 1 else state
-        else:
-            payload.damage.append("there is neither common.pt nor the entry common_state: the checkpoint is not whole")
-            return
+        if not file.is_file():
+            raise IsADirectoryError(errno.EISDIR, "it is no file")
+        state = safe_pickle.read_common_state(file, offset, length)
+        if length is not None and isinstance(state, list) and len(state) == 1:
+            state = state[0]
         if not isinstance(state, dict):
-            raise UnreadablePickle(f"the common state is {type(state).__name__} and not a dict")
-        payload.state = state
-    except (UnreadablePickle, OSError) as error:
+            raise UnreadablePickle(f"{file}: the common state is {type(state).__name__} and not a dict")
+        return CommonState(state)
+    except RefusedPickle as error:
         payload.damage.append(str(error))
+    except UnreadablePickle as error:
+        return CommonState(damage=error.finding)
+    except OSError as error:
+        payload.damage.append(f"{file} can't be read ({error.strerror}): mend that first")
+    return CommonState(damage=payload.damage[-1])
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Compare two common states.
+
+    Returns:
+        Names of the keys that differ, each of the args with `args.` in front, sorted.
+    """
+    pairs = [("", one, other)]
+    if all(isinstance(state.get("args"), Inert) and isinstance(state["args"].state, dict) for state in (one, other)):
+        pairs.append(("args.", one["args"].state, other["args"].state))
+    named = []
+    for prefix, left, right in pairs:
+        for key in {**left, **right}:
+            apart = key not in left or key not in right or not _same(left[key], right[key])
+            if apart and not (len(pairs) > 1 and not prefix and key == "args"):
+                named.append(f"{prefix}{key}")
+    return sorted(named)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tell whether two values of pickles are equal, without recursion: a hostile one is nested without end."""
+    seen, left = set(), [(one, other)]
+    while left:
+        a, b = left.pop()
+        if type(a) is not type(b):
+            return False
+        if isinstance(a, Inert):
+            left += [(a.args, b.args), (a.state, b.state)]
+        elif isinstance(a, (dict, list, tuple)):
+            if (id(a), id(b)) in seen:
+                continue
+            seen.add((id(a), id(b)))
+            if len(a) != len(b) or isinstance(a, dict) and a.keys() != b.keys():
+                return False
+            left += [(a[key], b[key]) for key in a] if isinstance(a, dict) else zip(a, b, strict=True)
+        # NaN is not equal to itself.
+        elif a != b and (a == a or b == b):
+            return False
+    return True
+
+
+def is_plain(state: dict[str, Any]) -> bool:
+    """Tell whether a common state has no class but argparse.Namespace and those of torch: all that a release's has."""
+    seen, left = set(), [state]
+    while left:
+        each = left.pop()
+        if isinstance(each, Inert) and not isinstance(each, StoredTensor):
+            if each.name != "argparse.Namespace":
+                return False
+            left += [each.args, each.state]
+        elif isinstance(each, type) and not each.__dict__.get("name", "").startswith("torch."):
+            return False
+        elif isinstance(each, (dict, list, tuple)) and id(each) not in seen:
+            seen.add(id(each))
+            left += each.values() if isinstance(each, dict) else each
+    return True
 
 
 def _size_of_plain(value: Any, known: dict[int, int | None], depth: int = 0) -> int | None:

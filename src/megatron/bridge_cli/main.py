@@ -23,8 +23,8 @@ from typing import Any, TextIO
 import click
 
 from megatron.bridge_cli import repair as repairing
-from megatron.bridge_cli.checkpoint import RELEASE, RUN_CONFIG, STAGING, Checkpoint, examine
-from megatron.bridge_cli.verdicts import launch_flags, problems, verdicts
+from megatron.bridge_cli.checkpoint import FORMS, ITERATION_0, RELEASE, RUN_CONFIG, STAGING, Checkpoint, examine
+from megatron.bridge_cli.verdicts import Verdict, grouped, launch_flags, problems, verdicts
 
 
 ITERATION_0 = "iter_0000000"
@@ -322,7 +322,9 @@ def describe(found: Checkpoint) -> dict[str, Any]:
         "path": str(found.root),
         "ok": not wrong,
         "tracker": found.tracker,
+        "layout": found.layout,
         "folders": found.folders,
+        "link": found.link,
         "leftovers": found.leftovers,
         "payload": payload
         and {
@@ -360,12 +362,14 @@ def _notes_of_flags() -> AbstractContextManager[list[str]]:
 
 @contextmanager
 def _notes_of(name: str, tell: Callable[[str], None] = lambda note: None) -> Iterator[list[str]]:
-    """Collect the lines that a module logs, from info on, and tell each at once."""
+    """Collect the lines that a module logs, from info on, each once, and tell it then."""
     notes: list[str] = []
 
     def emit(record: logging.LogRecord) -> None:
-        notes.append(record.getMessage())
-        tell(notes[-1])
+        note = record.getMessage()
+        if note not in notes:
+            notes.append(note)
+            tell(note)
 
     handler = logging.Handler()
     handler.emit = emit
@@ -400,8 +404,8 @@ def _show(document: dict[str, Any]) -> None:
     readers.add_column("loads", no_wrap=True)
     readers.add_column("why", overflow="fold")
     colours = {"yes": "green", "partly": "yellow", "unknown": "yellow", "no": "red"}
-    for each in document["readers"]:
-        readers.add_row(each["reader"], f"[{colours[each['loads']]}]{each['loads']}[/]", _escaped(each["why"]))
+    for each in grouped([Verdict(**reader) for reader in document["readers"]]):
+        readers.add_row(each.reader, f"[{colours[each.loads]}]{each.loads}[/]", _escaped(each.why))
     console.print(readers)
     for problem in document["problems"]:
         console.print(f"[red]✗[/] {_escaped(problem['what'])}", soft_wrap=True)
@@ -423,10 +427,15 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     folders = [*document["folders"], *document["leftovers"]]
     if payload:
         folders = [f"{name} (shown here)" if name == payload["folder"] and folders[1:] else name for name in folders]
+    if document["link"] is not None:
+        folders.append(f"{ITERATION_0} (a link to {_escaped(document['link'])})")
     yield "folders", ", ".join(folders) or "none"
     if payload is None:
         return
     yield "format", f"{payload['format'] or 'unknown'}, written by Megatron Core {payload['core'] or '(unknown)'}"
+    if payload["common_state"]:
+        forms = FORMS.values() if payload["common_state"] == "both" else [FORMS[payload["common_state"]]]
+        yield "common state", f"in {' and in '.join(forms)}"
     args = payload["args"]
     yield "args", f"{len(args)} fields" if args else "none"
     if args:

@@ -15,14 +15,18 @@ import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron.bridge_cli import safe_pickle
 from megatron.bridge_cli.checkpoint import (
     BRIDGE_TRACKER,
+    COMMON_PT,
     COMMON_STATE,
+    ENTRY,
+    FORMS,
+    ITERATION_0,
     RELEASE,
     REPLACED,
     RUN_CONFIG,
@@ -33,15 +37,20 @@ from megatron.bridge_cli.checkpoint import (
     Checkpoint,
     Payload,
     contradictions,
+    differences,
     examine,
     examine_payload,
+    is_plain,
 )
 from megatron.bridge_cli.durable_files import sync, write_new
+from megatron.bridge_cli.safe_pickle import Inert
 
 
 ASIDE = "release.damaged"
 INTEGRITY = "integrity.json"
 _PARTIAL = ".incomplete"
+# What the common state of a release says, whatever it said before.
+_SET = {"checkpoint_version": 3.0, "iteration": 0}
 
 
 class Refused(ValueError):
@@ -120,16 +129,7 @@ def _plan(checkpoint: Checkpoint, hf_model: str | None = None, trust_remote_code
     steps = []
     if index is not None:
         steps.append(_completion(payload.path / ".metadata", index))
-    if _state_fault(payload):
-        source = _source_of_args(payload, hf_model)
-        where = "common.pt" if payload.common == "common.pt" else "the common state, by a new .metadata"
-        hashes = f", without {INTEGRITY}, whose hashes go wrong" if payload.has(INTEGRITY) else ""
-        steps.append(
-            Step(
-                f"write Megatron-LM's args, from {source}, into {where}{hashes}",
-                lambda: _write_state(payload, hf_model, trust_remote_code),
-            )
-        )
+    steps += _steps_of_state(payload, hf_model, trust_remote_code)
     if (root / BRIDGE_TRACKER).is_file():
         steps.append(_removal(root / BRIDGE_TRACKER, "Bridge's tracker of a training"))
     named = checkpoint.named
@@ -213,6 +213,11 @@ def _payload(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:
         raise Refused(f"an import or a repair of {root} is running: wait for it")
     if checkpoint.kind == "payload":
         raise Refused(f"{shown.path} is a folder of a checkpoint: give the root, {root}")
+    if checkpoint.misled is not None:
+        raise Refused(
+            f"{root / ITERATION_0} is a link to {checkpoint.misled[:200]}, expected one to {RELEASE}, or none: remove "
+            "the link, or put what it leads to in its place"
+        )
     if shown is None:
         left = " but what a killed import left" if checkpoint.leftovers else ""
         raise Refused(f"{root} holds no checkpoint{left}: import the model")
@@ -232,11 +237,13 @@ def _payload(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:
         )
     if payload.has_optimizer:
         raise Refused(f"{payload.path} holds optimizer state: it is a training, and none is made a release here")
-    consumed = getattr(payload.args, "consumed_train_samples", 0)
-    if payload.iteration > 0 or consumed:
-        at = f"iteration {payload.iteration}" if payload.iteration else f"{consumed} samples"
-        raise Refused(f"{payload.path} was trained up to {at}: none of a training is made a release here")
-    return payload, index
+    for name in payload.forms:
+        each = replace(payload, source=name)
+        consumed = getattr(each.args, "consumed_train_samples", 0)
+        if each.iteration > 0 or consumed:
+            at = f"iteration {each.iteration}" if each.iteration else f"{consumed} samples"
+            raise Refused(f"{payload.path} was trained up to {at}: none of a training is made a release here")
+    return _truth(payload), index
 
 
 def _whole(checkpoint: Checkpoint, found: list[Payload]) -> tuple[Payload, Path | None]:
@@ -273,12 +280,88 @@ def _free_name(root: Path, name: str) -> str:
     return next(each for each in names if not os.path.lexists(root / each))
 
 
+# --- common state ----------------------------------------------------------------------------------------------------
+
+
+def _steps_of_state(payload: Payload, hf_model: str | None, trust_remote_code: bool) -> list[Step]:
+    """Give the common state what a release's has, the same in both forms.
+
+    `common.pt` first, which all readers take where it is there: between the two steps it says what is right, and the
+    entry what was there before. The next repair tells them apart by the same rule as this one (`_truth`).
+    """
+    hashes = f", without {INTEGRITY}, whose hashes go wrong" if payload.has(INTEGRITY) else ""
+    stale = [name for name in FORMS if name != payload.source and _differs(payload, name)]
+    steps = []
+    if (_state_fault(payload) or stale) and not is_plain({**_kept_plain(payload.state), "args": None}):
+        raise Refused(
+            f"{payload.path}: the common state holds objects, expected numbers, text, lists and dicts: import the "
+            "model again"
+        )
+    if _state_fault(payload) or stale and not is_plain(payload.state):
+        source = _source_of_args(payload, hf_model)
+        what = f"write Megatron-LM's args, from {source}, into common.pt{hashes}"
+        steps.append(Step(what, lambda: _write_state(payload, hf_model, trust_remote_code)))
+        stale = [ENTRY] if ENTRY in payload.forms else []
+    elif COMMON_PT in stale:
+        rewritten = hashes if COMMON_PT in payload.forms else ""
+        what = f"write common.pt, which Megatron-LM looks for first, from {FORMS[ENTRY]}{rewritten}"
+        steps.append(Step(what, lambda: _write_common_pt(payload, _load_state(payload))))
+    if ENTRY in stale:
+        what = f"write common.pt into {FORMS[ENTRY]}, by a new .metadata{hashes}"
+        steps.append(Step(what, lambda: _write_entry(payload)))
+    return steps
+
+
+def _differs(payload: Payload, name: str) -> bool:
+    """Whether a form of the common state is to be written from the other one; no release is without `common.pt`."""
+    if name not in payload.forms:
+        return name == COMMON_PT
+    state = payload.forms[name].state
+    return state is None or bool(differences(state, payload.state))
+
+
+def _truth(payload: Payload) -> Payload:
+    """Return the payload with the form of the common state that a repair goes by.
+
+    Raises:
+        Refused: The two differ in what a repair doesn't set, and nothing tells which is right.
+    """
+    found = [replace(payload, source=name) for name, form in payload.forms.items() if form.state is not None]
+    ranks = [(not _args_fault(each), each.args is not None) for each in found]
+    best = found[ranks.index(max(ranks))]
+    kept = [_kept_plain(each.state) for each, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
+    if differing := [name for other in kept[1:] for name in differences(kept[0], other)]:
+        what = ", ".join(differing[:3])
+        raise Refused(
+            f"{payload.path}: common.pt and {FORMS[ENTRY]} differ in {what}, and the weights don't tell which is "
+            "right: remove common.pt if it is wrong, else import the model again"
+        )
+    return best
+
+
+def _kept(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a common state without what a repair leaves out or sets."""
+    return {key: value for key, value in state.items() if key not in (*TRAINING_STATE, *_SET)}
+
+
+def _kept_plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a common state that was read by stand-ins as `_kept` does, and of its args what a release has."""
+    kept = _kept(state)
+    if isinstance(args := kept.get("args"), Inert) and isinstance(args.state, dict):
+        kept["args"] = Inert()
+        kept["args"].state = {key: value for key, value in args.state.items() if is_plain({"": value})}
+    return kept
+
+
+def _args_fault(payload: Payload) -> bool:
+    return bool(payload.missing_args or contradictions(payload.args, payload.metadata))
+
+
 def _state_fault(payload: Payload) -> bool:
     """Whether the common state differs from a release's in what Megatron-LM reads."""
     state = payload.state
     training = any(key in state for key in TRAINING_STATE)
-    args = payload.missing_args or contradictions(payload.args, payload.metadata)
-    return bool(args) or payload.version != 3.0 or state.get("iteration") != 0 or training
+    return _args_fault(payload) or payload.version != 3.0 or state.get("iteration") != 0 or training
 
 
 def _source_of_args(payload: Payload, hf_model: str | None) -> str:
@@ -296,33 +379,53 @@ def _source_of_args(payload: Payload, hf_model: str | None) -> str:
     )
 
 
-# --- args ------------------------------------------------------------------------------------------------------------
-
-
 def _write_state(payload: Payload, hf_model: str | None, trust_remote_code: bool) -> None:
-    """Give the common state what a release's has, as `prepare_release_state_dict` of Bridge does for an import."""
-    import torch
-
+    """Write into `common.pt` what a release's has, as `prepare_release_state_dict` of Bridge does for an import."""
     state = _load_state(payload)
-    if payload.missing_args or contradictions(payload.args, payload.metadata):
+    if _args_fault(payload):
         derived = _derive_args(payload, hf_model, trust_remote_code)
         given = vars(state["args"]) if payload.args is not None else {}
         args = Namespace(**(vars(derived) | {k: v for k, v in given.items() if v is not None}))
         wrong = contradictions(args, payload.metadata)
         state["args"] = Namespace(**(given | vars(derived))) if wrong else args
-    kept = {key: value for key, value in state.items() if key not in TRAINING_STATE}
-    state = {**kept, "checkpoint_version": 3.0, "iteration": 0}
+    # Others are instances of classes, which not everybody's `weights_only` knows.
+    state["args"] = Namespace(**{k: v for k, v in vars(state["args"]).items() if _is_plain_value(v)})
+    _write_common_pt(payload, {**_kept(state), **_SET})
+
+
+def _is_plain_value(value: Any) -> bool:
+    import torch
+
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain_value(each) for each in value)
+    return value is None or type(value) in (bool, int, float, str, torch.dtype)
+
+
+def _write_common_pt(payload: Payload, state: dict[str, Any]) -> None:
+    import torch
+
     data = io.BytesIO()
-    # Not before: where no args can be derived nothing is lost.
+    torch.save(state, data)
+    if COMMON_PT in payload.forms:
+        _drop_hashes(payload)
+    _replace(payload.path / COMMON_PT, data.getvalue())
+
+
+def _write_entry(payload: Payload) -> None:
+    """Write into the entry what `common.pt` holds by now."""
+    import torch
+
+    data = io.BytesIO()
+    torch.save([_load_state(replace(payload, source=COMMON_PT))], data)
+    _drop_hashes(payload)
+    _replace_entry(payload, data.getvalue())
+
+
+def _drop_hashes(payload: Payload) -> None:
+    """Remove the manifest of hashes, which names files that are about to change."""
     if payload.has(INTEGRITY):
         _act((payload.path / INTEGRITY).unlink)
         sync(payload.path)
-    if payload.common == "common.pt":
-        torch.save(state, data)
-        _replace(payload.path / "common.pt", data.getvalue())
-    else:
-        torch.save([state], data)
-        _replace_entry(payload, data.getvalue())
 
 
 def _load_state(payload: Payload) -> dict[str, Any]:
@@ -331,13 +434,14 @@ def _load_state(payload: Payload) -> dict[str, Any]:
 
     import torch
 
-    name, offset, length = _file_of_state(payload)
+    source = payload.source or next(name for name, form in payload.forms.items() if form.state is not None)
+    name, offset, length = _file_of_state(payload, source)
     with (payload.path / name).open("rb") as file:
         file.seek(offset)
         data = file.read(length)
     try:
         from megatron.core.safe_globals import SAFE_GLOBALS as known
-    except ImportError:  # core 0.15 and before
+    except ImportError:  # core 0.13 and before
         known = []
     # For good, as megatron.core does when it is imported: torch's context manager would take away what that has added.
     torch.serialization.add_safe_globals([Namespace, SimpleNamespace, *known])
@@ -345,12 +449,12 @@ def _load_state(payload: Payload) -> dict[str, Any]:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise Refused(f"{payload.path}: the common state can't be read: {str(error).splitlines()[0]}") from None
-    return state if payload.common == "common.pt" else state[0]
+    return state if source == COMMON_PT else state[0]
 
 
-def _file_of_state(payload: Payload) -> tuple[str, int, int]:
-    if payload.common == "common.pt":
-        return "common.pt", 0, -1
+def _file_of_state(payload: Payload, source: str) -> tuple[str, int, int]:
+    if source == COMMON_PT:
+        return COMMON_PT, 0, -1
     shard = next(shard for shard in payload.metadata.shards if shard.entry == COMMON_STATE)
     return shard.file, shard.offset, shard.length
 
@@ -377,6 +481,15 @@ def _derive_args(payload: Payload, hf_model: str | None, trust_remote_code: bool
     return args
 
 
+class _MetadataUnpickler(pickle.Unpickler):
+    """Makes what a `.metadata` names and nothing else, whatever becomes of the file once it was checked."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in safe_pickle.METADATA_CLASSES:
+            raise pickle.UnpicklingError(f"{module}.{name} is none of the classes of a checkpoint")
+        return super().find_class(module, name)
+
+
 def _replace_entry(payload: Payload, data: bytes) -> None:
     """Put the common state into a file of its own, and let `.metadata` point there.
 
@@ -386,7 +499,7 @@ def _replace_entry(payload: Payload, data: bytes) -> None:
     """
     path = payload.path / ".metadata"
     safe_pickle.check_metadata(path)
-    metadata = pickle.loads(path.read_bytes())
+    metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
     used = {info.relative_path for info in metadata.storage_data.values()}
     name = next(name for number in range(len(used) + 1) if (name := f"__0_{number}.distcp") not in used)
     _replace(payload.path / name, data)

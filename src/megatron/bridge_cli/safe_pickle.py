@@ -14,6 +14,7 @@ megatron/core/safe_globals.py, core 0.19).
 import gc
 import io
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,11 @@ _MAX_EXPANSION = 32
 
 class UnreadablePickle(ValueError):
     """A file is not what a checkpoint has at this place."""
+
+    @property
+    def finding(self) -> str:
+        """What was found, without the advice to get the checkpoint anew: it may have the same elsewhere."""
+        return re.sub(r"[:;] get the checkpoint anew$", "", str(self))
 
 
 class RefusedPickle(UnreadablePickle):
@@ -134,7 +140,7 @@ _STORAGES = {
     "ComplexDoubleStorage": "complex128",
 }
 
-_METADATA_CLASSES = {
+METADATA_CLASSES = {
     # A tuple, and a dict, for all that is read of them.
     ("torch", "Size"): tuple,
     ("collections", "OrderedDict"): dict,
@@ -168,7 +174,7 @@ _METADATA_CLASSES = {
 }
 
 _COMMON_CLASSES = {
-    **_METADATA_CLASSES,
+    **METADATA_CLASSES,
     **_inert(
         "_codecs.encode",
         "argparse.Namespace",
@@ -243,7 +249,7 @@ def read_metadata(path: str | os.PathLike) -> Metadata:
     """
     path = Path(path)
     with _no_collection():
-        found = _load(_read(path, MAX_METADATA), str(path), _METADATA_CLASSES)
+        found = _load(_read(path, MAX_METADATA), str(path), METADATA_CLASSES)
         try:
             return _as_metadata(found)
         except UnreadablePickle as error:

@@ -29,8 +29,11 @@ ARGS = {
 COMMON = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"a": 1}}
 
 
-def _write(folder: Path, state: dict, core: str, optimizer: bool) -> None:
-    """Write a payload as Megatron Core of that series does (`save` of megatron/core/dist_checkpointing)."""
+def _write(folder: Path, state: dict, core: str, optimizer: bool, common_pt: bool) -> None:
+    """Write a payload as Megatron Core of that series does (`save` of megatron/core/dist_checkpointing).
+
+    The same state is in common.pt and in the entry, as in a release, unless core 0.19 alone has written it.
+    """
     torch.manual_seed(1)
     entries = {
         "embedding.word_embeddings.weight": torch.randn(128, 8),
@@ -46,7 +49,7 @@ def _write(folder: Path, state: dict, core: str, optimizer: bool) -> None:
         config |= {"common_backend": "torch", "common_backend_version": 1}
     planner = DefaultSavePlanner(flatten_state_dict=False)
     dcp.save(entries, storage_writer=dcp.FileSystemWriter(folder), planner=planner, no_dist=True)
-    if core != "0.19":
+    if core != "0.19" or common_pt:
         torch.save(state, folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(config))
 
@@ -68,6 +71,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         tracker: str | None = "release",
         *,
         core: str = "0.19",
+        common_pt: bool = True,  # beside the entry of core 0.19
         args: dict | None = ARGS,  # None for a common state without them
         other_args: dict | None = None,
         without_args: tuple[str, ...] = (),
@@ -87,10 +91,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             state["args"] = Namespace(**{name: value for name, value in args.items() if name not in without_args})
         root.mkdir(parents=True)
         if folder is not None:
-            key = (repr(state), core, optimizer)
+            key = (repr(state), core, optimizer, common_pt)
             if key not in made:
                 made[key] = tmp_path_factory.mktemp("payload") / "payload"
-                _write(made[key], state, core, optimizer)
+                _write(made[key], state, core, optimizer, common_pt)
             shutil.copytree(made[key], root / folder)
             if run_config:
                 (root / folder / "run_config.yaml").write_text("model: {}\n")

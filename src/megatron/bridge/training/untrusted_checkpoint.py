@@ -53,7 +53,7 @@ def reading(folder: str | os.PathLike) -> Iterator[None]:
         folder: Payload folder, a local path or a MultiStorageClient URL.
 
     Raises:
-        ValueError: The checkpoint names a class that none needs, or its metadata is damaged.
+        ValueError: The checkpoint names a class that none needs, or its metadata or `common.pt` is damaged.
     """
     vet(folder)
     if _is_trusted():
@@ -64,9 +64,12 @@ def reading(folder: str | os.PathLike) -> Iterator[None]:
     os.environ[_FORCE] = "1"
     try:
         yield
-    except (CheckpointException, pickle.UnpicklingError) as error:
-        refused = re.search(r"GLOBAL (\S+)|find_class: (\S+)", str(error))
+    except (CheckpointException, Exception) as error:
+        is_pickles = isinstance(error, (CheckpointException, pickle.UnpicklingError))
+        refused = re.search(r"GLOBAL (\S+)|find_class: (\S+)", str(error)) if is_pickles else None
         if refused is None:
+            if (damage := _damage(Path(folder, "common.pt"))) is not None:
+                raise ValueError(damage) from error
             raise
         raise ValueError(
             f"{folder} names {refused[1] or refused[2]}, which is none of the classes of a checkpoint and could run "
@@ -77,6 +80,21 @@ def reading(folder: str | os.PathLike) -> Iterator[None]:
             del os.environ[_FORCE]
         else:
             os.environ[_FORCE] = before
+
+
+def _damage(common_pt: Path) -> str | None:
+    """Say why torch can't read a common state, which its own errors don't name; None where that is not to blame."""
+    if not common_pt.is_file():
+        return None
+    try:
+        state = torch.load(common_pt, weights_only=True, map_location="cpu")
+    except OSError:
+        # It says which file.
+        return None
+    except Exception as error:
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"{common_pt} is not what torch.save writes ({found}): get the checkpoint anew"
+    return None if isinstance(state, dict) else f"{common_pt} holds no dict: get the checkpoint anew"
 
 
 def _is_trusted() -> bool:
