@@ -2,11 +2,13 @@
 """Checkpoints with code in them: every reader refuses them in one line, and the code doesn't run."""
 
 import io
+import json
 import os
 import pickle
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,17 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from broken import Payload, traces
 from checkpoints import AutoBridge, read_megatron_lm_args
+from click.testing import CliRunner
+from test_faults import in_fork, in_namespace
 from test_release_checkpoint import gloo, hf_model, release, training  # noqa: F401 - fixtures
 from test_release_layout import object_store  # noqa: F401 - fixture
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron.bridge.training import model_load_save, untrusted_checkpoint
 from megatron.bridge_cli import repair, safe_pickle
+from megatron.bridge_cli.checkpoint import examine
+from megatron.bridge_cli.main import main
+from megatron.bridge_cli.verdicts import problems
 
 
 def saved(payload: Payload) -> bytes:
@@ -79,6 +86,10 @@ def in_common_state(folder: Path, payload: Payload) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
 
 
+def digests(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
 PLANT = {
     each.__name__: each
     for each in (
@@ -134,6 +145,97 @@ def test_the_payload_would_run_without_the_guard(planted):
     with suppress(dcp.api.CheckpointException):
         dcp.load({"common_state/shard_0_1": io.BytesIO()}, checkpoint_id=planted / "release", no_dist=True)
     assert traces(planted).exists()
+
+
+# name: (what is done to common.pt, what is said of it)
+BROKEN_COMMON_PT = {
+    "empty": (lambda file: os.truncate(file, 0), "is not what torch.save writes"),
+    "cut short": (lambda file: os.truncate(file, file.stat().st_size // 2), "is not what torch.save writes"),
+    "no archive": (lambda file: file.write_bytes(b"nonsense" * 100), "is not what torch.save writes"),
+    "zeros": (lambda file: file.write_bytes(bytes(file.stat().st_size)), "is not what torch.save writes"),
+    "no dict": (lambda file: torch.save([1], file), "holds no dict"),
+}
+
+
+@pytest.fixture
+def broken(request, release, tmp_path):  # noqa: F811
+    root = Path(shutil.copytree(release, tmp_path / "broken"))
+    assert examine(root).payload.common == "both"
+    damage, said = BROKEN_COMMON_PT[request.param]
+    damage(root / "release/common.pt")
+    return root, f"{root}/release/common.pt {said}"
+
+
+def assert_says(error: BaseException, said: str) -> None:
+    assert str(error).startswith(said) and "get the checkpoint anew" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("broken", BROKEN_COMMON_PT, indirect=True)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_damaged_common_pt_is_named(broken, hf_model, gloo, reader, record_property):  # noqa: F811
+    root, said = broken
+    before = digests(root)
+    with pytest.raises(ValueError) as caught:
+        READERS[reader](root, hf_model)
+    assert_says(caught.value, said)
+    assert digests(root) == before
+    record_property("count of loads of a damaged common.pt, refused", 1)
+
+
+@pytest.mark.parametrize("broken", BROKEN_COMMON_PT, indirect=True)
+def test_a_damaged_common_pt_is_named_in_load_checkpoint(broken, training):  # noqa: F811
+    root, said = broken
+    with pytest.raises(ValueError) as caught:
+        training(pretrained_checkpoint=root)
+    assert_says(caught.value, said)
+
+
+@pytest.mark.parametrize("broken", BROKEN_COMMON_PT, indirect=True)
+def test_a_damaged_common_pt_is_inspected_and_repaired(broken, hf_model):  # noqa: F811
+    root, _ = broken
+    before = digests(root)
+    invoked = CliRunner().invoke(main, ["inspect", str(root), "--json"])
+    document = json.loads(invoked.stdout)
+    assert invoked.exit_code == 1 and [each["repairable"] for each in document["problems"]] == [True]
+    assert "the entry common_state is whole" in document["problems"][0]["what"]
+    assert {each["loads"] for each in document["readers"]} == {"no"}
+    assert digests(root) == before
+    repair.run(repair.plan(root))
+    assert problems(examine(root)) == []
+    assert vars(read_megatron_lm_args(root))["num_layers"] > 0
+
+
+def without_permission(root: Path, hf: Path) -> dict[str, str]:
+    """What each reader says where this process may read all files but one."""
+    in_namespace(mapped=False)
+    said = {}
+    for name in ("args", "export_ckpt"):
+        with suppress(OSError):
+            try:
+                READERS[name](root, hf)
+            except PermissionError as error:
+                said[name] = str(error)
+    for command in ("inspect", "repair"):
+        done = CliRunner().invoke(main, [command, str(root)])
+        said[command] = f"{done.exit_code} {done.stdout if command == 'inspect' else done.stderr}"
+    return said
+
+
+def test_a_common_pt_that_belongs_to_somebody_else(release, hf_model, tmp_path):  # noqa: F811
+    root = Path(shutil.copytree(release, tmp_path / "out"))
+    file = root / "release/common.pt"
+    before = digests(root)
+    file.chmod(0)
+    try:
+        said = in_fork(partial(without_permission, root, hf_model))
+    finally:
+        file.chmod(0o600)
+    for name in ("args", "export_ckpt"):
+        assert said[name] == f"[Errno 13] Permission denied: '{file}'"
+    wrong = f"{file} can't be read (Permission denied): mend that first"
+    assert said["inspect"].startswith("1 ") and wrong in said["inspect"]
+    assert said["repair"] == f"1 Error: release: {wrong}: import the model again\n"
+    assert digests(root) == before
 
 
 def test_metadata_in_an_object_store_is_vetted(object_store, tmp_path):  # noqa: F811

@@ -7,6 +7,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,22 @@ def _write(folder: Path, state: dict, core: str, optimizer: bool, common_pt: boo
     (folder / "metadata.json").write_text(json.dumps(config))
 
 
+def _state(
+    args: dict | None = ARGS,  # None for a common state without them
+    other_args: dict | None = None,
+    without_args: tuple[str, ...] = (),
+    iteration: int = 0,
+    common: dict | None = None,
+    without: str | None = None,  # a key that the common state doesn't have
+) -> dict:
+    state = {**COMMON, "iteration": iteration, **(common or {})}
+    state.pop(without, None)
+    if args is not None:
+        args = {**args, **(other_args or {})}
+        state["args"] = Namespace(**{name: value for name, value in args.items() if name not in without_args})
+    return state
+
+
 @pytest.fixture(scope="session")
 def release_args() -> Namespace:
     """Give the args that an import of the small model writes."""
@@ -72,23 +89,15 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         *,
         core: str = "0.19",
         common_pt: bool = True,  # beside the entry of core 0.19
-        args: dict | None = ARGS,  # None for a common state without them
-        other_args: dict | None = None,
-        without_args: tuple[str, ...] = (),
-        iteration: int = 0,
+        in_common_pt: dict | None = None,  # arguments of `_state` for another content than the entry's
         optimizer: bool = False,
         run_config: bool = True,
         train_state: bool = False,
         bridge_tracker: bool = False,
         leftovers: tuple[str, ...] = (),
-        common: dict | None = None,
-        without: str | None = None,  # a key that the common state doesn't have
+        **common_state: Any,
     ) -> Path:
-        state = {**COMMON, "iteration": iteration, **(common or {})}
-        state.pop(without, None)
-        if args is not None:
-            args = {**args, **(other_args or {})}
-            state["args"] = Namespace(**{name: value for name, value in args.items() if name not in without_args})
+        state = _state(**common_state)
         root.mkdir(parents=True)
         if folder is not None:
             key = (repr(state), core, optimizer, common_pt)
@@ -96,6 +105,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 made[key] = tmp_path_factory.mktemp("payload") / "payload"
                 _write(made[key], state, core, optimizer, common_pt)
             shutil.copytree(made[key], root / folder)
+            if in_common_pt is not None:
+                torch.save(_state(**in_common_pt), root / folder / "common.pt")
             if run_config:
                 (root / folder / "run_config.yaml").write_text("model: {}\n")
             if train_state:

@@ -24,12 +24,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner, Result
 
-from conftest import ARGS, COMMON
 from megatron.bridge_cli import checkpoint, lean_import, repair, safe_pickle
 from megatron.bridge_cli.checkpoint import Checkpoint, contradictions, examine
 from megatron.bridge_cli.main import main
 from megatron.bridge_cli.repair import Refused
-from megatron.bridge_cli.verdicts import problems, verdicts
+from megatron.bridge_cli.verdicts import grouped, problems, verdicts
 
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -81,17 +80,6 @@ class State:
 def shell(command: str) -> Callable[[Path], Any]:
     """What a person types in the checkpoint root."""
     return lambda root: subprocess.run(command, shell=True, check=True, cwd=root)
-
-
-def common_pt(args: dict | None = ARGS, **values: Any) -> Callable[[Path], Any]:
-    """Write another common.pt than the entry."""
-
-    def write(root: Path) -> None:
-        (payload,) = (path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
-        given = {} if args is None else {"args": Namespace(**args)}
-        torch.save({**COMMON, **given, **values}, payload / "common.pt")
-
-    return write
 
 
 def damage_entry(root: Path) -> None:
@@ -292,30 +280,37 @@ STATES = [
     ),
     State("layout iter with args", "nnny", {"folder": "iter_0000000", "tracker": "0", "train_state": True}, (LAYOUT,)),
     # The two forms of the common state.
-    State("args in common.pt alone", "yyyy", {"args": None}, (f"{DIFFER}args;",), change=common_pt()),
-    State("args in the entry alone", "nppy", {}, (f"{DIFFER}args;", NO_ARGS), change=common_pt(None)),
-    State("args in Bridge 0.6's by hand", "nnny", BEFORE, (LAYOUT, f"{DIFFER}args;"), change=common_pt()),
-    State("no args in either, but some", "nnny", {"args": None}, (DIFFER,), change=common_pt(PARTIAL_ARGS)),
+    State("args in common.pt alone", "yyyy", {"args": None, "in_common_pt": {}}, (f"{DIFFER}args;",)),
+    State("args in the entry alone", "nppy", {"in_common_pt": {"args": None}}, (f"{DIFFER}args;", NO_ARGS)),
+    State("args in Bridge 0.6's by hand", "nnny", BEFORE | {"in_common_pt": {}}, (LAYOUT, f"{DIFFER}args;")),
+    State("some args by hand", "nnny", {"args": None, "in_common_pt": {"args": PARTIAL_ARGS}}, (DIFFER, "lack")),
     State(
         "common.pt of another model",
         "nnny",
-        {},
+        {"in_common_pt": {"other_args": OTHERS_ARGS}},
         (f"{DIFFER}args.hidden_size, args.num_layers, args.own and 1 more;", "The args are those of another model"),
-        change=common_pt(ARGS | OTHERS_ARGS),
     ),
-    State("entry of another model", "yyyy", {"other_args": OTHERS_ARGS}, (DIFFER,), change=common_pt()),
+    State("entry of another model", "yyyy", {"other_args": OTHERS_ARGS, "in_common_pt": {}}, (DIFFER,)),
     State(
-        "versions that differ", "nnny", {}, (f"{DIFFER}checkpoint_version;",), change=common_pt(checkpoint_version=0)
+        "versions that differ",
+        "nnny",
+        {"in_common_pt": {"common": {"checkpoint_version": 0}}},
+        (f"{DIFFER}checkpoint_version;",),
     ),
     State(
         "forms that differ and fit",
         "yyyy",
-        {},
+        {"in_common_pt": {"other_args": {"max_position_embeddings": 64}, "common": {"content_metadata": {}}}},
         (f"{DIFFER}args.max_position_embeddings, content_metadata;",),
         "differ in args.max_position_embeddings, content_metadata, and the weights don't tell which is right: remove",
-        change=common_pt(ARGS | {"max_position_embeddings": 64}, content_metadata={}),
     ),
-    State("a trained entry", "yyyy", {"iteration": 7}, (f"{DIFFER}iteration;",), "was trained up to", common_pt()),
+    State(
+        "an entry of a training",
+        "yyyy",
+        {"iteration": 7, "in_common_pt": {}},
+        (f"{DIFFER}iteration;",),
+        "was trained up to iteration 7",
+    ),
     State("common.pt empty", "nnnn", {}, (TORN,), change=shell("truncate -s 0 release/common.pt")),
     State("common.pt cut short", "nnnn", {}, (TORN,), change=shell("truncate -s 1000 release/common.pt")),
     State("common.pt no archive", "nnnn", {}, (TORN,), change=shell("echo nonsense > release/common.pt")),
@@ -611,11 +606,58 @@ def test_repair_that_fails_leaves_the_checkpoint_as_it_was(
 def test_repair_twice_leaves_no_file_that_nobody_reads(build: Callable, tmp_path: Path, derived):
     root = build(tmp_path / "c", **BEFORE)
     repair.run(repair.plan(root))
-    payload = examine(root).payload
-    payload.state["checkpoint_version"] = 0
-    repair._write_state(payload, None, False)
+    torch.save({**torch.load(root / "release/common.pt"), "checkpoint_version": 0}, root / "release/common.pt")
+    repair.run(repair.plan(root))
     files = {shard.file for shard in safe_pickle.read_metadata(root / "release" / ".metadata").shards}
     assert files == {path.name for path in (root / "release").glob("*.distcp")}
+
+
+READ_BY_OTHERS = """
+import argparse, io, sys, torch, torch.distributed.checkpoint as dcp
+entry = {"common_state/shard_0_1": io.BytesIO()}
+dcp.load(entry, checkpoint_id=sys.argv[1], no_dist=True)
+with torch.serialization.safe_globals([argparse.Namespace]):
+    file = torch.load(sys.argv[1] + "/common.pt", weights_only=True)
+(entry,) = torch.load(entry["common_state/shard_0_1"]) if isinstance(entry, io.BytesIO) else entry.popitem()[1]
+print(file == entry, sorted(file), len(vars(file["args"])))
+"""
+
+
+@pytest.mark.parametrize("made", [{"args": None}, {}], ids=["args derived", "args there"])
+def test_what_a_repair_writes_is_read_by_a_fresh_process(made: dict, build: Callable, tmp_path: Path, derived):
+    root = build(tmp_path / "c", **made, **ENTRY_ALONE)
+    repair.run(repair.plan(root))
+    environment = os.environ | {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", READ_BY_OTHERS, str(root / "release")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    keys = ["args", "checkpoint_version", "content_metadata", "iteration"]
+    assert done.stdout == f"True {keys} 10\n", done.stderr
+
+
+def test_values_that_are_not_plain_are_left_out_of_what_a_repair_writes(build: Callable, tmp_path: Path, expected):
+    values = {"own": types.SimpleNamespace(a=1), "listed": [types.SimpleNamespace()], "params_dtype": torch.bfloat16}
+    for number in range(1, 20):
+        root = build(tmp_path / str(number), other_args=values, **ENTRY_ALONE)
+        if killed := dies_at(number, root):
+            repair.run(repair.plan(root))
+        is_release(root, expected)
+        args = torch.load(root / "release/common.pt")["args"]
+        assert args.params_dtype == torch.bfloat16 and not {"own", "listed"} & vars(args).keys()
+        if not killed:
+            break
+    assert number > 4
+
+
+def test_objects_beside_the_args_are_refused(build: Callable, tmp_path: Path):
+    root = build(tmp_path / "c", common={"content_metadata": types.SimpleNamespace()}, **ENTRY_ALONE)
+    before = contents(root)
+    assert "the common state holds objects, expected numbers, text, lists and dicts" in invoke("repair", root).stderr
+    assert [each.repairable for each in problems(examine(root))] == [False]
+    assert contents(root) == before
 
 
 def test_repair_leaves_an_older_iteration_0_where_it_is(build: Callable, tmp_path: Path):
@@ -686,6 +728,13 @@ def test_integrity_manifest_goes_with_what_it_describes(build: Callable, tmp_pat
     (root / "release" / "integrity.json").write_text("{}")
     repair.run(repair.plan(root))
     assert not (root / "release" / "integrity.json").exists()
+
+
+def test_integrity_manifest_stays_where_a_file_is_added(build: Callable, tmp_path: Path):
+    root = build(tmp_path / "c", **ENTRY_ALONE)
+    (root / "release" / "integrity.json").write_text("{}")
+    repair.run(repair.plan(root))
+    assert (root / "release" / "common.pt").exists() and (root / "release" / "integrity.json").exists()
 
 
 def test_integrity_manifest_stays_where_no_args_can_be_derived(
@@ -880,6 +929,76 @@ def test_repair_takes_derived_args_over_those_that_contradict_the_weights(build:
     assert (args.own, args.num_layers, args.hidden_size) == ("kept", 2, 8)
 
 
+CYCLE: list = []
+CYCLE.append(CYCLE)
+DEEP: tuple = ()
+for _ in range(100_000):
+    DEEP = (DEEP,)
+DOUBLED: list = []
+for _ in range(100):
+    DOUBLED = [DOUBLED, DOUBLED]
+
+
+@pytest.mark.parametrize("value", [CYCLE, DEEP, DOUBLED], ids=["cycle", "deep", "doubled"])
+def test_common_states_without_end_are_compared(value: Any):
+    assert checkpoint.differences({"a": value}, {"a": value, "b": 1}) == ["b"]
+    assert checkpoint.is_plain({"a": value})
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, False), (1, 1.0), ([1], (1,)), ({1: 2}, {1: 3}), ("a", b"a")])
+def test_values_of_another_type_differ(one: Any, other: Any):
+    assert checkpoint.differences({"a": one}, {"a": other}) == ["a"]
+    assert checkpoint.differences({"a": [one, float("nan")]}, {"a": [one, float("nan")]}) == []
+
+
+# --- series of Megatron-LM -------------------------------------------------------------------------------------------
+
+# name: args beside those of the small model, verdicts from core 0.12 to 0.19, and what one of them says
+MODELS = {
+    "dense": ({}, "yyyyyyyy", ""),
+    "windows": ({"window_size": [127, 0]}, "nnnyyyyy", "has no --window-size, which this model needs"),
+    "no windows": ({"window_size": None}, "yyyyyyyy", ""),
+    "latent attention": ({"multi_latent_attention": True, "rope_type": "rope"}, "nnyyyyyy", "has no --rope-type"),
+    "latent attention, yarn": ({"multi_latent_attention": True, "rope_type": "yarn"}, "yyyyyyyy", ""),
+    "softmax router": ({"num_experts": 4, "moe_router_score_function": "softmax"}, "yyyyyyyy", ""),
+    "sigmoid router": (
+        {"num_experts": 4, "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True},
+        "ppppyyyy",
+        "give --moe-router-score-function sigmoid --moe-router-enable-expert-bias as well",
+    ),
+    "dense, with a router's args": ({"moe_router_score_function": "sigmoid"}, "yyyyyyyy", ""),
+    "multi-token prediction": ({"mtp_num_layers": 1}, "pppppyyy", "give --mtp-num-layers 1 as well"),
+    "latent experts": ({"num_experts": 4, "moe_latent_size": 8}, "nnnnyyyy", "has no --moe-latent-size"),
+    "sinks": ({"softmax_type": "learnable"}, "nnnyyyyy", "has no --softmax-type"),
+    "yarn": ({"yarn_beta_fast": 32.0}, "nnnnnnny", "has no --yarn-beta-fast"),
+    "some layers without positions": ({"no_rope_freq": [0, 1]}, "nyyyyyyy", "has no --no-rope-freq"),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_series_that_lacks_what_a_model_needs(model: str, build: Callable, tmp_path: Path):
+    args, loads, why = MODELS[model]
+    root = build(tmp_path / "c", other_args=args)
+    found = examine(root)
+    found.payload.metadata.tensors["decoder.layers.mlp.router.weight"] = (
+        (2, args.get("num_experts", 0), 8),
+        "float32",
+    )
+    judged = verdicts(found)[:8]
+    assert "".join(each.loads[0] for each in judged) == loads
+    assert all(why in each.why for each in judged if each.loads != "yes")
+
+
+def test_series_that_are_judged_alike_are_one_line(build: Callable, tmp_path: Path):
+    root = build(tmp_path / "c", **ENTRY_ALONE)
+    readers = [each.reader for each in grouped(verdicts(examine(root)))]
+    assert readers == ["Megatron-LM, core 0.12 to 0.18", "Megatron-LM, core 0.19", "Megatron-Bridge"]
+    assert "core 0.12 to 0.18" in " ".join(invoke("inspect", root).stdout.split())
+    document = json.loads(invoke("inspect", root, "--json").stdout)
+    cores = [f"Megatron-LM, core 0.{minor}" for minor in range(12, 20)]
+    assert [each["reader"] for each in document["readers"]] == [*cores, "Megatron-Bridge"]
+
+
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
@@ -888,6 +1007,48 @@ def test_inspect_takes_a_payload_folder(build: Callable, tmp_path: Path):
     document = json.loads(invoke("inspect", root / "release", "--json").stdout)
     assert document["path"] == str(root)
     assert document["payload"]["folder"] == "release"
+
+
+def test_a_link_to_the_release_is_the_release(build: Callable, tmp_path: Path):
+    root = build(tmp_path / "c")
+    (root / "iter_0000000").symlink_to("release")
+    document = json.loads(invoke("inspect", root / "iter_0000000", "--json").stdout)
+    assert document == json.loads(invoke("inspect", root / "release", "--json").stdout)
+    assert (document["link"], document["folders"], document["layout"]) == ("release", ["release"], "release")
+    assert "iter_0000000 (a link to release)" in invoke("inspect", root).stdout
+    for folder in ("iter_0000000", "release"):
+        said = f"Error: {root}/release is a folder of a checkpoint: give the root, {root}\n"
+        assert invoke("repair", root / folder).stderr == said
+
+
+def test_nothing_behind_a_link_to_another_folder_is_touched(build: Callable, tmp_path: Path, derived):
+    other = build(tmp_path / "other", **BEFORE) / "iter_0000000"
+    for tracker in ("0", "release", None):
+        root = build(tmp_path / f"c{tracker}", tracker=tracker, train_state=True)
+        (root / "iter_0000000").symlink_to(other)
+        before = contents(other)
+        said = f"iter_0000000 is a link to {other}, expected one to release, or none: remove the link, or put what it "
+        assert any(each.what.startswith(said) and not each.repairable for each in problems(examine(root)))
+        assert f"{root}/{said}" in invoke("repair", root).stderr
+        assert contents(other) == before
+
+
+@pytest.mark.parametrize(
+    ("made", "layout", "common_state"),
+    [
+        ({}, "release", "both"),
+        (OLD, "release", "common.pt"),
+        (ENTRY_ALONE, "release", "entry"),
+        (BEFORE, "iter", "entry"),
+        (BEFORE | {"tracker": "release"}, None, "entry"),
+        (TRAINING, "training", "entry"),
+    ],
+)
+def test_json_says_layout_and_forms(
+    made: dict, layout: str | None, common_state: str, build: Callable, tmp_path: Path
+):
+    document = json.loads(invoke("inspect", build(tmp_path / "c", **made), "--json").stdout)
+    assert (document["layout"], document["payload"]["common_state"]) == (layout, common_state)
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
