@@ -74,7 +74,12 @@ def in_common_pt(folder: Path, payload: Payload) -> None:
 
 
 def in_common_state(folder: Path, payload: Payload) -> None:
-    """Put the payload where the metadata says that the common state is, as core 0.19 has it."""
+    """Put the payload where the metadata says that the common state is, as core 0.19 alone has it."""
+    (folder / "common.pt").unlink()
+    in_entry(folder, payload)
+
+
+def in_entry(folder: Path, payload: Payload) -> None:
     metadata = dcp.FileSystemReader(folder).read_metadata()
     (index,) = (index for index in metadata.storage_data if index.fqn.startswith("common_state"))
     place = metadata.storage_data[index]
@@ -147,13 +152,22 @@ def test_the_payload_would_run_without_the_guard(planted):
     assert traces(planted).exists()
 
 
-# name: (what is done to common.pt, what is said of it)
+def test_an_entry_beside_common_pt_is_not_read(release, hf_model, tmp_path):  # noqa: F811
+    root = Path(shutil.copytree(release, tmp_path / "planted"))
+    in_entry(root / "release", Payload(traces(root)))
+    assert read_megatron_lm_args(root) == read_megatron_lm_args(release)
+    assert any("could run code" in each.what and not each.repairable for each in problems(examine(root)))
+    with pytest.raises(repair.Refused, match="could run code"):
+        repair.plan(root)
+    assert not traces(root).exists()
+
+
+# name: what is done to common.pt
 BROKEN_COMMON_PT = {
-    "empty": (lambda file: os.truncate(file, 0), "is not what torch.save writes"),
-    "cut short": (lambda file: os.truncate(file, file.stat().st_size // 2), "is not what torch.save writes"),
-    "no archive": (lambda file: file.write_bytes(b"nonsense" * 100), "is not what torch.save writes"),
-    "zeros": (lambda file: file.write_bytes(bytes(file.stat().st_size)), "is not what torch.save writes"),
-    "no dict": (lambda file: torch.save([1], file), "holds no dict"),
+    "empty": lambda file: os.truncate(file, 0),
+    "cut short": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "no archive": lambda file: file.write_bytes(b"nonsense" * 100),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
 }
 
 
@@ -161,48 +175,46 @@ BROKEN_COMMON_PT = {
 def broken(request, release, tmp_path):  # noqa: F811
     root = Path(shutil.copytree(release, tmp_path / "broken"))
     assert examine(root).payload.common == "both"
-    damage, said = BROKEN_COMMON_PT[request.param]
-    damage(root / "release/common.pt")
-    return root, f"{root}/release/common.pt {said}"
+    BROKEN_COMMON_PT[request.param](root / "release/common.pt")
+    return root
 
 
-def assert_says(error: BaseException, said: str) -> None:
-    assert str(error).startswith(said) and "get the checkpoint anew" in str(error) and "\n" not in str(error)
+def assert_is_named(root: Path, error: BaseException) -> None:
+    assert str(error).startswith(f"{root}/release/common.pt is not what torch.save writes (")
+    assert "get the checkpoint anew" in str(error) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize("broken", BROKEN_COMMON_PT, indirect=True)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_damaged_common_pt_is_named(broken, hf_model, gloo, reader, record_property):  # noqa: F811
-    root, said = broken
-    before = digests(root)
+    before = digests(broken)
     with pytest.raises(ValueError) as caught:
-        READERS[reader](root, hf_model)
-    assert_says(caught.value, said)
-    assert digests(root) == before
+        READERS[reader](broken, hf_model)
+    assert_is_named(broken, caught.value)
+    assert digests(broken) == before
     record_property("count of loads of a damaged common.pt, refused", 1)
 
 
 @pytest.mark.parametrize("broken", BROKEN_COMMON_PT, indirect=True)
 def test_a_damaged_common_pt_is_named_in_load_checkpoint(broken, training):  # noqa: F811
-    root, said = broken
     with pytest.raises(ValueError) as caught:
-        training(pretrained_checkpoint=root)
-    assert_says(caught.value, said)
+        training(pretrained_checkpoint=broken)
+    assert_is_named(broken, caught.value)
 
 
 @pytest.mark.parametrize("broken", BROKEN_COMMON_PT, indirect=True)
-def test_a_damaged_common_pt_is_inspected_and_repaired(broken, hf_model):  # noqa: F811
-    root, _ = broken
-    before = digests(root)
-    invoked = CliRunner().invoke(main, ["inspect", str(root), "--json"])
+def test_a_damaged_common_pt_is_inspected_and_repaired(broken):
+    before = digests(broken)
+    invoked = CliRunner().invoke(main, ["inspect", str(broken), "--json"])
     document = json.loads(invoked.stdout)
     assert invoked.exit_code == 1 and [each["repairable"] for each in document["problems"]] == [True]
     assert "the entry common_state is whole" in document["problems"][0]["what"]
     assert {each["loads"] for each in document["readers"]} == {"no"}
-    assert digests(root) == before
-    repair.run(repair.plan(root))
-    assert problems(examine(root)) == []
-    assert vars(read_megatron_lm_args(root))["num_layers"] > 0
+    assert digests(broken) == before
+    args = examine(broken).payload.args
+    repair.run(repair.plan(broken))
+    assert problems(examine(broken)) == []
+    assert read_megatron_lm_args(broken) == args
 
 
 def without_permission(root: Path, hf: Path) -> dict[str, str]:
@@ -263,6 +275,7 @@ def test_a_run_config_runs_no_shell(release, hf_model, gloo, tmp_path, reader): 
     if reader == "repair":
         # Args are derived where there are none.
         torch.save({"checkpoint_version": 3.0, "iteration": 0}, root / "release/common.pt")
+        repair._write_entry(examine(root).payload)
     path = root / "release/run_config.yaml"
     config = yaml.safe_load(path.read_text())
     shell = {"_target_": "torch.utils.collect_env.run", "command": f"touch {traces(root)}"}

@@ -87,14 +87,14 @@ def _damage(common_pt: Path) -> str | None:
     if not common_pt.is_file():
         return None
     try:
-        state = torch.load(common_pt, weights_only=True, map_location="cpu")
+        torch.load(common_pt, weights_only=True, map_location="cpu")
     except OSError:
         # It says which file.
         return None
     except Exception as error:
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"{common_pt} is not what torch.save writes ({found}): get the checkpoint anew"
-    return None if isinstance(state, dict) else f"{common_pt} holds no dict: get the checkpoint anew"
+    return None
 
 
 def _is_trusted() -> bool:
