@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import KILLED, PAYLOAD, TRACKER, AutoBridge, Child, digest, names, run, weights
 from click.testing import CliRunner
 from kills import killed_at_change
@@ -16,7 +17,9 @@ from test_faults import MS_RDONLY, MS_REMOUNT, in_fork, in_namespace, models, mo
 
 from megatron.bridge.training.release_checkpoint import resolve_checkpoint
 from megatron.bridge_cli import repair
+from megatron.bridge_cli.checkpoint import examine
 from megatron.bridge_cli.main import main
+from megatron.bridge_cli.verdicts import problems
 
 
 WHOLE = {"release", TRACKER}
@@ -69,6 +72,25 @@ def test_a_kill_at_each_change_and_an_import_after_it(models, before, tmp_path, 
     assert_repaired(models, out)
     assert number > 8
     record_property("count of repairs killed, and an import after each", number)
+
+
+def test_a_release_without_common_pt_gets_it_killed_at_each_change(models, tmp_path, record_property):  # noqa: F811
+    """As the wheel release.1 wrote it: what Megatron Core reads stays the same at every moment."""
+    written = torch.load(models / "new/release/common.pt", weights_only=True)
+    for number in range(100):
+        out = shutil.copytree(models / "new", tmp_path / str(number))
+        (out / "release/common.pt").unlink()
+        seen = run(partial(killed_at_change, number, out, partial(repaired, out)))
+        assert digest(out) == digest(models / "new")
+        if seen != KILLED:
+            assert "error" not in seen, seen
+            break
+        repaired(out)
+        assert_repaired(models, out)
+    assert problems(examine(out)) == []
+    assert torch.load(out / "release/common.pt", weights_only=True) == written
+    assert number > 2
+    record_property("count of repairs of a release without common.pt, killed", number)
 
 
 def on_small_disk(models: Path, before: Path, folder: Path, free_kib: int) -> str:  # noqa: F811

@@ -263,10 +263,9 @@ def _link(path: Path) -> str | None:
 def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
     found = Checkpoint(root, "payload" if chosen else "root")
     found.link = _link(root / ITERATION_0)
-    names = sorted(entry.name for entry in os.scandir(root))
-    if found.link is not None:
-        # No second payload, and what lies outside of the root is none of this checkpoint's.
-        names.remove(ITERATION_0)
+    # As a link it is no second payload, and what lies outside of the root is none of this checkpoint's.
+    linked = {ITERATION_0} if found.link is not None else set()
+    names = sorted(entry.name for entry in os.scandir(root) if entry.name not in linked)
     found.folders = [name for name in names if (root / name).is_dir() and (name == RELEASE or _is_iteration(name))]
     found.leftovers = [name for name in names if name in (STAGING, REPLACED) or name == f"{TRACKER}.incomplete"]
     found.busy = STAGING in found.leftovers and _is_locked(root / STAGING)

@@ -291,19 +291,20 @@ def _steps_of_state(payload: Payload, hf_model: str | None, trust_remote_code: b
     """
     hashes = f", without {INTEGRITY}, whose hashes go wrong" if payload.has(INTEGRITY) else ""
     stale = [name for name in FORMS if name != payload.source and _differs(payload, name)]
+    rewritten = hashes if COMMON_PT in payload.forms else ""
+    mended = _state_fault(payload) or _lacking(payload)
     steps = []
-    if (_state_fault(payload) or stale) and not is_plain({**_kept_plain(payload.state), "args": None}):
+    if (mended or stale) and not is_plain({**_kept_plain(payload.state), "args": None}):
         raise Refused(
             f"{payload.path}: the common state holds objects, expected numbers, text, lists and dicts: import the "
             "model again"
         )
-    if _state_fault(payload) or stale and not is_plain(payload.state):
+    if mended or stale and not is_plain(payload.state):
         source = _source_of_args(payload, hf_model)
-        what = f"write Megatron-LM's args, from {source}, into common.pt{hashes}"
+        what = f"write Megatron-LM's args, from {source}, into common.pt{rewritten}"
         steps.append(Step(what, lambda: _write_state(payload, hf_model, trust_remote_code)))
         stale = [ENTRY] if ENTRY in payload.forms else []
     elif COMMON_PT in stale:
-        rewritten = hashes if COMMON_PT in payload.forms else ""
         what = f"write common.pt, which Megatron-LM looks for first, from {FORMS[ENTRY]}{rewritten}"
         steps.append(Step(what, lambda: _write_common_pt(payload, _load_state(payload))))
     if ENTRY in stale:
@@ -320,6 +321,12 @@ def _differs(payload: Payload, name: str) -> bool:
     return state is None or bool(differences(state, payload.state))
 
 
+def _lacking(payload: Payload) -> dict[str, str]:
+    """Return what the form that a repair goes by lacks and the other has, by name, with the form that has it."""
+    others = {name: form.state for name, form in payload.forms.items() if form.state and name != payload.source}
+    return {key: name for name, state in others.items() for key in _kept(state) if key not in payload.state}
+
+
 def _truth(payload: Payload) -> Payload:
     """Return the payload with the form of the common state that a repair goes by.
 
@@ -330,7 +337,9 @@ def _truth(payload: Payload) -> Payload:
     ranks = [(not _args_fault(each), each.args is not None) for each in found]
     best = found[ranks.index(max(ranks))]
     kept = [_kept_plain(each.state) for each, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
-    if differing := [name for other in kept[1:] for name in differences(kept[0], other)]:
+    # What only one has is kept.
+    shared = [{key: value for key, value in each.items() if key in kept[-1] and key in kept[0]} for each in kept]
+    if differing := [name for other in shared[1:] for name in differences(shared[0], other)]:
         what = ", ".join(differing[:3])
         raise Refused(
             f"{payload.path}: common.pt and {FORMS[ENTRY]} differ in {what}, and the weights don't tell which is "
@@ -382,6 +391,8 @@ def _source_of_args(payload: Payload, hf_model: str | None) -> str:
 def _write_state(payload: Payload, hf_model: str | None, trust_remote_code: bool) -> None:
     """Write into `common.pt` what a release's has, as `prepare_release_state_dict` of Bridge does for an import."""
     state = _load_state(payload)
+    for key, name in _lacking(payload).items():
+        state[key] = _load_state(replace(payload, source=name))[key]
     if _args_fault(payload):
         derived = _derive_args(payload, hf_model, trust_remote_code)
         given = vars(state["args"]) if payload.args is not None else {}

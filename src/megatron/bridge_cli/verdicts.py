@@ -64,11 +64,13 @@ _SINCE_0_19 = (
     "--yarn-correction-range-round-to-int",
     "--no-yarn-correction-range-round-to-int",
 )
-_SINCE_0_16 = (*_SINCE_0_19, "--moe-latent-size", "--moe-shared-expert-gate")
+# Before, there was --hybrid-override-pattern.
+_SINCE_0_17 = (*_SINCE_0_19, "--hybrid-layer-pattern")
+_SINCE_0_16 = (*_SINCE_0_17, "--moe-latent-size", "--moe-shared-expert-gate")
 _SINCE_0_15 = (*_SINCE_0_16, "--window-size", "--window-attn-skip-freq", "--softmax-type", "--quick-geglu")
 _SINCE_0_14 = (*_SINCE_0_15, "--rope-type")
 _SINCE_0_13 = (*_SINCE_0_14, "--qk-l2-norm", "--no-rope-freq")
-_UNTAKEN_0_16 = ("--mtp-num-layers",)
+_UNTAKEN_0_16 = ("--mtp-num-layers", "--hybrid-layer-pattern")
 _UNTAKEN_0_15 = (
     *_UNTAKEN_0_16,
     "--moe-router-score-function",
@@ -86,7 +88,7 @@ MEGATRON_LM = (
     Series("0.13", **_UP_TO_0_15, unknown=_SINCE_0_14),
     Series("0.14", **_UP_TO_0_15, unknown=_SINCE_0_15),
     Series("0.15", **_UP_TO_0_15, unknown=_SINCE_0_16),
-    Series("0.16", untaken=_UNTAKEN_0_16, unknown=_SINCE_0_19),
+    Series("0.16", untaken=_UNTAKEN_0_16, unknown=_SINCE_0_17),
     Series("0.17", unknown=_SINCE_0_19),
     Series("0.18", unknown=_SINCE_0_19),
     Series("0.19", needs_common_pt=False),
@@ -189,6 +191,9 @@ def _command_line(args: Namespace, series: Series) -> tuple[Loads, str] | None:
     """Judge by the flags that build the model of a release; None where `--use-checkpoint-args` and they will do."""
     beside = set(megatron_lm_flags(args, use_checkpoint_args=True))
     words = megatron_lm_flags(args)
+    if pattern := getattr(args, "hybrid_layer_pattern", None):
+        # Of models that pretrain_gpt.py doesn't build.
+        words += ["--hybrid-layer-pattern", str(pattern)]
     unknown, untaken = [], []
     for flag, word in zip(words, [*words[1:], ""], strict=True):
         value = "" if word.startswith("--") else word

@@ -283,6 +283,12 @@ STATES = [
     State("args in common.pt alone", "yyyy", {"args": None, "in_common_pt": {}}, (f"{DIFFER}args;",)),
     State("args in the entry alone", "nppy", {"in_common_pt": {"args": None}}, (f"{DIFFER}args;", NO_ARGS)),
     State("args in Bridge 0.6's by hand", "nnny", BEFORE | {"in_common_pt": {}}, (LAYOUT, f"{DIFFER}args;")),
+    State(
+        "args alone in common.pt by hand",
+        "yyyy",
+        {"args": None, "in_common_pt": {"without": "content_metadata"}},
+        (f"{DIFFER}args, content_metadata;",),
+    ),
     State("some args by hand", "nnny", {"args": None, "in_common_pt": {"args": PARTIAL_ARGS}}, (DIFFER, "lack")),
     State(
         "common.pt of another model",
@@ -971,6 +977,7 @@ MODELS = {
     "latent experts": ({"num_experts": 4, "moe_latent_size": 8}, "nnnnyyyy", "has no --moe-latent-size"),
     "sinks": ({"softmax_type": "learnable"}, "nnnyyyyy", "has no --softmax-type"),
     "yarn": ({"yarn_beta_fast": 32.0}, "nnnnnnny", "has no --yarn-beta-fast"),
+    "hybrid": ({"hybrid_layer_pattern": "M*M*"}, "nnnnnyyy", "has no --hybrid-layer-pattern"),
     "some layers without positions": ({"no_rope_freq": [0, 1]}, "nyyyyyyy", "has no --no-rope-freq"),
 }
 
