@@ -21,6 +21,9 @@ ITERATION_0 = "iter_0000000"
 STAGING = "release.incomplete"
 REPLACED = "release.replaced"
 TRACKER = "latest_checkpointed_iteration.txt"
+LEFTOVERS = (STAGING, REPLACED, f"{TRACKER}.incomplete")
+# A link to see whether links can be made.
+TRIAL = f"{ITERATION_0}.incomplete"
 BRIDGE_TRACKER = "latest_train_state.pt"
 TRAIN_STATE = "train_state.pt"
 RUN_CONFIG = "run_config.yaml"
@@ -267,7 +270,7 @@ def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
     linked = {ITERATION_0} if found.link is not None else set()
     names = sorted(entry.name for entry in os.scandir(root) if entry.name not in linked)
     found.folders = [name for name in names if (root / name).is_dir() and (name == RELEASE or _is_iteration(name))]
-    found.leftovers = [name for name in names if name in (STAGING, REPLACED) or name == f"{TRACKER}.incomplete"]
+    found.leftovers = [name for name in names if name in LEFTOVERS or name == TRIAL and _link(root / TRIAL) == RELEASE]
     found.busy = STAGING in found.leftovers and _is_locked(root / STAGING)
     if (root / TRACKER).is_file():
         with (root / TRACKER).open("rb") as file:

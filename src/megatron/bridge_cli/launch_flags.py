@@ -152,12 +152,13 @@ def megatron_lm_flags(args: Namespace, *, use_checkpoint_args: bool = False) -> 
         for name, fixed in _WITHOUT_FLAG.items():
             if getattr(args, name, fixed) != fixed:
                 logger.warning("Megatron-LM has no flag for %s=%s and uses %s", name, getattr(args, name), fixed)
-    if getattr(args, "use_rope_scaling", False) and args.rope_scaling_factor != _BUILT_ROPE_SCALING_FACTOR:
+    factor = getattr(args, "rope_scaling_factor", None)
+    if getattr(args, "use_rope_scaling", False) and factor not in (None, _BUILT_ROPE_SCALING_FACTOR):
         logger.warning(
             "pretrain_gpt.py of Megatron-LM up to core 0.19 builds RoPE scaling with factor %s and drops "
             "--rope-scaling-factor %s: pass rope_scaling_factor to GPTModel in its gpt_builders.py",
             _BUILT_ROPE_SCALING_FACTOR,
-            args.rope_scaling_factor,
+            factor,
         )
     precision = next((flag for flag in ("fp16", "bf16") if getattr(args, flag, False)), None)
     return [*words, f"--{precision}"] if precision else words

@@ -27,9 +27,6 @@ from megatron.bridge_cli.checkpoint import FORMS, ITERATION_0, RELEASE, RUN_CONF
 from megatron.bridge_cli.verdicts import Verdict, grouped, launch_flags, problems, verdicts
 
 
-ITERATION_0 = "iter_0000000"
-
-
 def _read_from(ctx: click.Context, parameter: click.Parameter, out: Path) -> Path:
     """Take `iter_0000000` that isn't there for the release beside it, as Bridge's readers do."""
     release = out.with_name(RELEASE)

@@ -87,3 +87,12 @@ def test_the_command_and_the_library_ask_the_same_variable():
     from megatron.bridge.training.iteration_0 import LAYOUT_VARIABLE
 
     assert LAYOUT_VARIABLE == VARIABLE
+
+
+def test_what_a_killed_import_left_to_try_links_is_named_and_goes(build: Callable, tmp_path: Path):
+    root = build(tmp_path / "c", core="0.18")
+    (root / "iter_0000000.incomplete").symlink_to("release")
+    found = json.loads(invoke("inspect", root, "--json").stdout)
+    assert found["leftovers"] == ["iter_0000000.incomplete"] and found["problems"][0]["repairable"]
+    assert invoke("repair", root).exit_code == 0
+    assert not (root / "iter_0000000.incomplete").is_symlink() and (root / "release").is_dir()
