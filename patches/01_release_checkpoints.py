@@ -202,7 +202,9 @@ MODEL_LOAD_SAVE = [
     ),
     *saving_parameters("save_megatron_model"),
     add_import("from megatron.bridge.training.iteration_0 import release_wanted"),
-    insert_first("save_megatron_model", "release = release_wanted(release, default=False, link_iter_0=link_iter_0)"),
+    insert_first(
+        "save_megatron_model", "release = release_wanted(release, False, link_iter_0, ckpt_format=ckpt_format)"
+    ),
     pass_argument("save_megatron_model", call("save_checkpoint"), "release=release", count=2),
     pass_argument("save_megatron_model", call("save_checkpoint"), "link_iter_0=link_iter_0", count=2),
     # A release checkpoint is complete before its tracker names it: save_checkpoint writes the tokenizer itself.

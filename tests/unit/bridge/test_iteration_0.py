@@ -199,3 +199,11 @@ def test_a_save_that_says_nothing_tells_what_megatron_lm_needs(capsys):
     for argument, default in ((False, False), (True, False), (None, True)):
         release_wanted(argument, default)
     assert not capsys.readouterr().out
+
+
+def test_a_release_is_torch_dist(monkeypatch):
+    with pytest.raises(ValueError, match="ckpt_format is 'fsdp_dtensor', a release checkpoint is torch_dist"):
+        release_wanted(True, default=False, ckpt_format="fsdp_dtensor")
+    monkeypatch.setenv(LAYOUT_VARIABLE, "release")
+    assert release_wanted(None, default=False, ckpt_format="fsdp_dtensor") is False
+    assert release_wanted(None, default=False) is True

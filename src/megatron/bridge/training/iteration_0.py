@@ -22,32 +22,38 @@ logger = logging.getLogger(__name__)
 ITERATION_0 = "iter_0000000"
 LAYOUT_VARIABLE = "MEGATRON_BRIDGE_CHECKPOINT_LAYOUT"
 _RELEASE = "release"
+_FORMAT = "torch_dist"
 # Made and removed to see whether links can be made.
 _TRIAL = f"{ITERATION_0}.incomplete"
 _LAYOUTS = {_RELEASE: True, "iter": False}
 
 
-def release_wanted(release: bool | None, default: bool, link_iter_0: bool = False) -> bool:
+def release_wanted(release: bool | None, default: bool, link_iter_0: bool = False, ckpt_format: str = _FORMAT) -> bool:
     """Decide whether a save without training state writes a release checkpoint or iteration 0.
 
     Args:
         release: What the caller asked for; None where nothing.
         default: What holds where neither the caller nor the environment says anything.
         link_iter_0: Whether the caller asked for a link to the release too.
+        ckpt_format: The format of the checkpoint. A release is ``torch_dist``; another one saves iteration 0.
 
     Returns:
         ``release``, else what ``MEGATRON_BRIDGE_CHECKPOINT_LAYOUT`` says, else ``default``.
 
     Raises:
-        ValueError: The variable holds neither ``release`` nor ``iter``, or the link has no release to lead to.
+        ValueError: The variable holds neither ``release`` nor ``iter``, or the link has no release to lead to, or the
+            caller asked for a release in another format.
     """
     layout = os.environ.get(LAYOUT_VARIABLE) if release is None else None
     if layout and layout not in _LAYOUTS:
         raise ValueError(f"{LAYOUT_VARIABLE} is {layout!r}, expected {' or '.join(map(repr, _LAYOUTS))}: correct it")
+    if release and ckpt_format != _FORMAT:
+        raise ValueError(f"ckpt_format is {ckpt_format!r}, a release checkpoint is {_FORMAT}: pass release=False")
     wanted = _LAYOUTS[layout] if layout else default if release is None else release
+    wanted = wanted and ckpt_format == _FORMAT
     if link_iter_0 and not wanted:
         raise ValueError("link_iter_0 makes a link to a release, iteration 0 was asked for: pass one of the two")
-    if not (wanted or layout or release is False):
+    if not (wanted or layout or release is False or ckpt_format != _FORMAT):
         print_rank_0(
             f"  saving {ITERATION_0}, from which Megatron-LM can't fine-tune: pass release=True for a release"
         )

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.msc_utils import maybe_msc
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron.bridge.training.iteration_0 import as_path, check_link, is_link_to_release, release_for, set_link
@@ -285,10 +284,12 @@ def write_common_pt(payload: str | os.PathLike) -> None:
     Args:
         payload: Payload folder, a local path or a MultiStorageClient URL, after every rank has written.
     """
-    filename = os.path.join(payload, COMMON_PT)
-    if not checkpoint_utils.file_exists(filename):
+    path = as_path(payload) / COMMON_PT
+    if not path.exists():
         # Read back and not kept from the save, so that both forms hold the same.
-        maybe_msc.torch.save(dist_checkpointing.load_common_state_dict(payload), filename)
+        state = dist_checkpointing.load_common_state_dict(str(payload))
+        with path.open("wb") as file:
+            torch.save(state, file)
 
 
 def run_config_folder(payload: str | os.PathLike) -> str:
