@@ -9,6 +9,7 @@
 `--upstream VERSION` builds on another of the releases in fork/upstream.py.
 `--wheel PATH` tests that wheel in place of the one that is built.
 `--megatron-lm DIR` trains with `pretrain_gpt.py` of that checkout of Megatron-LM in the functional sessions.
+`--primus DIR` runs the row there that needs a checkout of AMD-AGI/Primus.
 """
 
 import argparse
@@ -123,8 +124,10 @@ def functional(session: nox.Session, *options: str) -> None:
         _install_beside_host(session)
     else:
         _install_patched(session)
-    checkout = _arguments(session)[0].megatron_lm
-    _pytest(session, ["tests/functional"], *options, *([f"--megatron-lm={checkout}"] if checkout else []))
+    given = _arguments(session)[0]
+    checkouts = {"--megatron-lm": given.megatron_lm, "--primus": given.primus}
+    taken = [f"{option}={checkout}" for option, checkout in checkouts.items() if checkout]
+    _pytest(session, ["tests/functional"], *options, *taken)
 
 
 def _functional_on(platform: str) -> None:
@@ -234,6 +237,7 @@ def _arguments(session: nox.Session) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--upstream-wheel")
     parser.add_argument("--megatron-lm", type=Path)
+    parser.add_argument("--primus", type=Path)
     parser.add_argument("--upstream", choices=list(RELEASES), default=LATEST.version)
     parser.add_argument("--wheel", type=Path)
     return parser.parse_known_args(session.posargs)

@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import matrix  # noqa: E402
 import models  # noqa: E402
 import platforms  # noqa: E402
+import primus  # noqa: E402
 import steps  # noqa: E402
 from chat import write_conversations  # noqa: E402
 from report import Result, dumps, load, loads, show, succeeded, write  # noqa: E402
@@ -34,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--all", action="store_true", help="every row of the matrix, not only the default set")
     group.addoption("--row", action="append", metavar="NAME", help="this row and no other test; can be repeated")
     group.addoption("--megatron-lm", type=Path, metavar="DIR", help="train with this checkout's pretrain_gpt.py --sft")
+    group.addoption("--primus", type=Path, metavar="DIR", help="run the hook of this checkout of Primus")
     group.addoption("--report", type=Path, default=Path("out/functional"), metavar="DIR", help="logs and report")
 
 
@@ -52,7 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if checkout := config.option.megatron_lm:
         if not (checkout / "pretrain_gpt.py").is_file():
             raise pytest.UsageError(f"{checkout} has no pretrain_gpt.py: give a checkout of Megatron-LM")
-        os.environ[steps.MEGATRON_LM_VARIABLE] = str(checkout.absolute())
+        os.environ[steps.MEGATRON_LM_VARIABLE] = str(checkout.resolve())
+    if checkout := config.option.primus:
+        if not (checkout / primus.HOOK).is_file():
+            raise pytest.UsageError(f"{checkout} has no {primus.HOOK}: give a checkout of AMD-AGI/Primus")
+        os.environ[primus.VARIABLE] = str(checkout.resolve())
     try:
         steps.host()
         config.stash[ROWS] = matrix.rows(config.option.row, config.option.all)

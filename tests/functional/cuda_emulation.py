@@ -262,8 +262,9 @@ def _fork_the_queue_of_saves() -> None:
     Megatron Core spawns it (`megatron/core/dist_checkpointing/strategies/filesystem_async.py`,
     `get_write_results_queue`, core 0.19.2), and before it can take the first result it imports torch, on every rank
     and in every save. With `--use-persistent-ckpt-worker` Megatron-LM forks it, too
-    (`megatron/training/async_utils.py`, `init_persistent_async_worker`).
+    (`megatron/training/async_utils.py`, `init_persistent_async_worker`). Older ones can't be told to, and take longer.
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    filesystem_async.get_write_results_queue = partial(filesystem_async.get_write_results_queue, "fork")
+    if spawning := getattr(filesystem_async, "get_write_results_queue", None):
+        filesystem_async.get_write_results_queue = partial(spawning, "fork")

@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import megatron.core
 import megatron.training
 import torch
 from chat import ChatTokenizer
@@ -326,6 +327,7 @@ def main(given: argparse.Namespace) -> None:
     # Megatron-LM compiles helpers for indexed data sets with `make`, and the wheel of megatron-core has no Makefile
     # (`megatron/training/initialize.py`, `_compile_dependencies`, core 0.19.2). Conversations need none of them.
     dataset_utils.compile_helpers = lambda: None
+    print(f"Megatron Core {megatron.core.__version__} of {Path(megatron.core.__file__).parents[2]}", flush=True)
     recorder = Recorder(given.record)
     watch_losses(recorder)
     if given.megatron_lm:

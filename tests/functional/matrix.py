@@ -8,6 +8,7 @@ set, `nox -s functional -- --all` every row, `nox -s functional -- --row NAME` o
 import contextlib
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+import primus
 import steps
 from chat import write_conversations
 from packaging.specifiers import SpecifierSet
@@ -116,6 +118,7 @@ class Row:
         default: It belongs to the set that runs without `--all`.
         sharded: It starts from a release that a model on all of the row's ranks saved, not from `import_ckpt`'s.
         packed: Several conversations a sequence, with `--sft`; where Transformer Engine is, every row does so.
+        primus: The hook of a checkout of Primus imports it; see `PrimusRun`.
         vocab_size: Tokens of the model. Megatron-LM would pad 384 with two tensor parallel ranks, and 512 not.
         changes: What sets the model's configuration apart from its family's.
         flags: More of Megatron-LM's flags; the uninterrupted run that it is compared with doesn't have them.
@@ -129,6 +132,7 @@ class Row:
     default: bool = False
     sharded: bool = False
     packed: bool = False
+    primus: bool = False
     vocab_size: int = models.VOCAB_SIZE
     changes: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
@@ -140,8 +144,8 @@ class Row:
         """The name on the command line, such as `llama-3-tp2-pp2`."""
         words = self.layout.name.replace("×", " ").replace(",", " ").lower().split()
         size = [] if self.vocab_size == models.VOCAB_SIZE else [f"vocab-{self.vocab_size}"]
-        packed = ["packed"] if self.packed else []
-        return "-".join([self.model, *size, *words, *packed])
+        kind = [kind for kind in ("packed", "primus") if getattr(self, kind)]
+        return "-".join([self.model, *size, *words, *kind])
 
     @property
     def parallelism(self) -> str:
@@ -164,6 +168,7 @@ ROWS = (
     Row("llama-3.1", TP2_PP2, default=True),
     Row("llama-3", TP2_DP2, default=True),
     Row("llama-3", ONE, other=TP2_SP, packed=True, default=True, megatron_core=">=0.19"),
+    Row("llama-3", ONE, other=None, primus=True, default=True),
     Row("llama-3", PP2, other=DP2, sharded=True),
     Row("llama-3", TP2_SP, other=PP2, sharded=True),
     Row("llama-3", PP2_INTERLEAVED, other=TP2, sharded=True),
@@ -295,10 +300,10 @@ class Runner:
         """
         reason = self.why_not(row, row.layout)
         outcome = Outcome.LEFT_OUT if reason else Outcome.PASSED
-        without = None if reason else self.why_not(row, row.other)
+        without = self.why_not(row, row.other) if row.other and not reason else None
         if without:
             row, reason = replace(row, other=None), f"not resumed with {row.other.name}: {without}"
-        run = RowRun(self, row)
+        run = PrimusRun(self, row) if row.primus else RowRun(self, row)
         started, log = time.time(), run.logs
         if outcome is Outcome.PASSED:
             try:
@@ -313,7 +318,7 @@ class Runner:
             outcome,
             reason or "",
             time.time() - started,
-            self.host.versions,
+            {**self.host.versions, **run.versions},
             self.command(row),
             str(log),
             run.curves,
@@ -323,6 +328,8 @@ class Runner:
         """Say why a row can't run with a layout here, or give None if it can."""
         if why := self.host.why_not(layout.ranks):
             return why
+        if row.primus and primus.checkout() is None:
+            return "needs a checkout of AMD-AGI/Primus: --primus DIR"
         # The emulation of CUDA lets Megatron Core's own layers do both; on a device they refuse (core 0.19.2,
         # `megatron/core/transformer/torch_norm.py` and `dot_product_attention.py`).
         if (layout.sequence_parallel or row.packed) and self.host.lacks_transformer_engine:
@@ -355,7 +362,12 @@ class Runner:
         return f"{row.model}-{row.vocab_size}{'-wide' if row.changes else ''}"
 
     def packed(self, row: Row) -> bool:
-        """Whether a row's sequences hold several conversations: `pretrain_gpt.py --sft` makes no others."""
+        """Whether a row's sequences hold several conversations: `pretrain_gpt.py --sft` makes no others.
+
+        Primus's row has one in each, so that any Megatron-LM can train from what its hook leaves.
+        """
+        if row.primus:
+            return False
         # Before core 0.19 several packed sequences can't be one micro-batch: `finetune.py`, `pack`.
         with_te = self.host.transformer_engine is not None and CORE in SpecifierSet(">=0.19", prereleases=True)
         return row.packed or bool(steps.megatron_lm()) or with_te
@@ -399,8 +411,6 @@ class Runner:
         """
         name = f"{self.key(row)}{'-packed' if self.packed(row) else ''}"
         folder = self.logs / "uninterrupted" / name
-        # Bridge's command line gives the longest sequence of the model; the last word is ours.
-        length = [flag for flag in steps.TRAINING_FLAGS if flag.startswith("--seq-length")]
 
         def make() -> steps.Training:
             shutil.rmtree(folder, ignore_errors=True)
@@ -411,15 +421,17 @@ class Runner:
                 load=self.imported(row),
                 save=self.folder / "uninterrupted" / name,
                 iterations=WHOLE,
-                flags=[
-                    *steps.model_flags(self.imported(row), use_checkpoint_args=False),
-                    *family_flags(row),
-                    *self.sft_flags(row),
-                    *length,
-                ],
+                megatron_lm=[] if row.primus else None,
+                flags=[*self.whole_command_line(self.imported(row)), *family_flags(row), *self.sft_flags(row)],
             )
 
         return self._once(("uninterrupted", name), make)
+
+    def whole_command_line(self, checkpoint: Path) -> list[str]:
+        """Give the flags that describe a checkpoint's model, none of it read from the checkpoint."""
+        # Bridge's command line gives the longest sequence of the model; the last word is ours.
+        length = [flag for flag in steps.TRAINING_FLAGS if flag.startswith("--seq-length")]
+        return [*steps.model_flags(checkpoint, use_checkpoint_args=False), *length]
 
 
 class RowRun:
@@ -431,6 +443,7 @@ class RowRun:
         self.logs = runner.logs / "rows" / row.name
         self.root = runner.folder / "rows" / row.name
         self.curves: dict[str, list[tuple[int, float]]] = {}
+        self.versions: dict[str, str] = {}
 
     def go(self) -> None:
         """Go through every stage.
@@ -492,9 +505,13 @@ class RowRun:
         """Keep a curve for the report."""
         self.curves[name] = sorted(training.losses().items())
 
+    @property
+    def layers(self) -> int:
+        """How many layers the model has."""
+        return models.FAMILIES[self.row.model].configuration(**self.row.changes).num_hidden_layers
+
     def train(self, name: str, layout: Layout, load: Path, save: Path, flags: list[str]) -> steps.Training:
         """Train with Megatron-LM as far as the row goes, or as `flags` say."""
-        layers = models.FAMILIES[self.row.model].configuration(**self.row.changes).num_hidden_layers
         return steps.train(
             f"{self.row.name}, {name}",
             self.logs / name,
@@ -506,7 +523,7 @@ class RowRun:
                 *flags,
                 *family_flags(self.row),
                 *self.runner.sft_flags(self.row),
-                *layout.flags(layers),
+                *layout.flags(self.layers),
                 *self.row.flags,
             ],
             ranks=layout.ranks,
@@ -626,6 +643,89 @@ class RowRun:
         expect_close({WHOLE: found}, expected, tolerance, "held-out loss, Hugging Face's and Megatron-LM's")
         moved = differences(Tensors(self.runner.source(self.row)), Tensors(exported))
         expect(len(moved) > 0, True, "weights moved")
+
+
+class PrimusRun(RowRun):
+    """A row whose release the hook of Primus imports, and from which Megatron-LM trains as Primus has it do.
+
+    With `--megatron-lm` that checkout's Megatron-LM trains, with its own Megatron Core; without, the wheel's. Either must
+    have the losses that the wheel's has when it starts from `import_ckpt`'s release.
+    """
+
+    def go_on(self) -> None:
+        """Go through every stage, however long it takes."""
+        with self.stage("hook"):
+            extras = self.convert("hook")
+        with self.stage("load"):
+            trained = self.fine_tune_as_primus(extras)
+        with self.stage("uninterrupted run"):
+            self.whole = self.runner.uninterrupted(self.row)
+            self.keep(UNINTERRUPTED, self.whole)
+        with self.stage("fine-tune"):
+            self.judge(trained)
+        with self.stage("second hook"):
+            self.convert_again(extras)
+
+    def convert(self, name: str) -> dict[str, str]:
+        """Run the hook, and see that it leaves a release and says so."""
+        log = self.logs / name / "log.txt"
+        source, checkout = self.runner.source(self.row), primus.checkout()
+        extras = primus.convert(f"{self.row.name}, {name}", checkout, source, self.root / "primus", log)
+        expect(sorted(extras), ["finetune", "pretrained_checkpoint"], f"arguments that the hook adds, in {log}")
+        expect(extras["finetune"], "true", f"extra.finetune in {log}")
+        start = Path(extras["pretrained_checkpoint"])
+        found = (steps.tracker(start), steps.payloads(start))
+        expect(found, ("release", ["release"]), "tracker and folders that the hook leaves")
+        return extras
+
+    def fine_tune_as_primus(self, extras: dict[str, str]) -> steps.Training:
+        """Train to the end from what the hook names, with no `--load`, and the model described by flags."""
+        start = Path(extras["pretrained_checkpoint"])
+        training = steps.train(
+            f"{self.row.name}, {FINE_TUNE}",
+            self.logs / FINE_TUNE,
+            self.runner.chats(self.row),
+            load=None,
+            save=self.root / "run",
+            iterations=WHOLE,
+            megatron_lm=steps.packages_of_checkout(),
+            flags=[
+                f"--pretrained-checkpoint={start}",
+                "--finetune",
+                *self.runner.whole_command_line(start),
+                *family_flags(self.row),
+                *self.row.layout.flags(self.layers),
+                *self.row.flags,
+            ],
+            ranks=self.row.layout.ranks,
+            limit_s=self.row.limit_s,
+        )
+        self.keep(FINE_TUNE, training)
+        return training
+
+    def judge(self, training: steps.Training) -> None:
+        """The Megatron-LM that was asked for has loaded the hook's release, and its losses are the wheel's."""
+        log = training.log.read_text()
+        expect("loading release distributed checkpoint" in log, True, f"the load of a release in {training.log}")
+        version, folder = re.search(r"^Megatron Core (\S+) of (.+)$", log, re.M).groups()
+        if checkout := steps.megatron_lm():
+            expect(Path(folder), checkout, f"where Megatron Core {version} was imported from")
+            self.versions["megatron-core of --megatron-lm"] = version
+        expect(list(training.losses()), list(range(1, WHOLE + 1)), "iterations")
+        self.compare(training, self.row.layout, "from the hook's release, and from import_ckpt's")
+        found = (steps.tracker(training.checkpoint), steps.payloads(training.checkpoint))
+        expect(found, (str(WHOLE), [FINISHED]), "tracker and folders after fine-tuning")
+
+    def convert_again(self, extras: dict[str, str]) -> None:
+        """A second start of Primus finds the checkpoint, and leaves it as it is."""
+        before = self.files()
+        expect(self.convert("second-hook"), extras, "arguments that the hook adds the second time")
+        expect(self.files(), before, "files of the checkpoint after the second time")
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Give size and time of change of each file that the hook left."""
+        stats = {path: path.stat() for path in (self.root / "primus" / "data").rglob("*") if path.is_file()}
+        return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
 def rows(names: list[str] | None = None, everything: bool = False) -> list[Row]:

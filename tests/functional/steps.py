@@ -70,6 +70,19 @@ def megatron_lm() -> Path | None:
     return Path(given) if given else None
 
 
+def whole_checkout() -> list[str]:
+    """Give the flag of `train.py` that trains with that checkout's own script, if one was given."""
+    return [f"--megatron-lm={megatron_lm()}"] if megatron_lm() else []
+
+
+def packages_of_checkout() -> list[str]:
+    """Give the flag of `train.py` that takes its packages alone: with `finetune.py` all versions see the same batches.
+
+    And an older `pretrain_gpt.py --sft` may not read the tokenizers of the transformers that is installed.
+    """
+    return [f"--packages-of={megatron_lm()}"] if megatron_lm() else []
+
+
 def sft_flags() -> list[str]:
     """Give the flags that train on packed conversations.
 
@@ -294,9 +307,10 @@ def train(
     folder: Path,
     chats: Chats,
     *,
-    load: Path,
+    load: Path | None,
     iterations: int,
     save: Path | None = None,
+    megatron_lm: Sequence[str] | None = None,
     flags: Sequence[str] = (),
     ranks: int = 1,
     limit_s: float = TIME_LIMIT_S,
@@ -308,9 +322,10 @@ def train(
         name: What this step is for.
         folder: Where log, losses and batches go.
         chats: What it trains on.
-        load: Root of the checkpoint to start or go on from.
+        load: Root of the checkpoint to start or go on from; None if `flags` name it in another way.
         iterations: The iteration to train up to, counted from the beginning of fine-tuning.
         save: Root to save to at the end; `folder / "checkpoint"` if not given.
+        megatron_lm: Which Megatron-LM trains: flags of `train.py`, `whole_checkout()` if not given.
         flags: More of Megatron-LM's flags; they go after, and so before, the ones from here.
         ranks: Number of ranks.
         limit_s: Seconds until it is stopped.
@@ -322,8 +337,8 @@ def train(
     training = Training(folder, save or folder / "checkpoint")
     command = [
         *launch(HERE / "train.py", ranks),
-        *([f"--megatron-lm={megatron_lm()}"] if megatron_lm() else []),
-        f"--load={load}",
+        *(whole_checkout() if megatron_lm is None else megatron_lm),
+        *([f"--load={load}"] if load else []),
         f"--train-iters={iterations}",
         f"--save={training.checkpoint}",
         *TRAINING_FLAGS,

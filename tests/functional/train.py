@@ -3,8 +3,10 @@
 
     python tests/functional/train.py --use-checkpoint-args --load CHECKPOINT --save OUT --record OUT/record …
     python tests/functional/train.py --megatron-lm CHECKOUT --sft --use-checkpoint-args --load CHECKPOINT …
+    python tests/functional/train.py --packages-of CHECKOUT --use-checkpoint-args --load CHECKPOINT …
 
-The first runs `finetune.py`, the second Megatron-LM's own `pretrain_gpt.py` with all else in a checkout of it.
+The first runs `finetune.py`, the second Megatron-LM's own `pretrain_gpt.py` with all else in a checkout of it. The third
+runs `finetune.py` with `megatron.core` and `megatron.training` of that checkout.
 
 Everything is imported under the main guard: Megatron Core's checkpoint writer starts a process that imports this file
 again (`megatron/core/dist_checkpointing/strategies/filesystem_async.py`, `get_write_results_queue`, core 0.19.2), and
@@ -26,6 +28,7 @@ def take_own_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--record", metavar="DIR", help="keep each iteration's loss and the batches here")
     parser.add_argument("--megatron-lm", metavar="DIR", help="run pretrain_gpt.py of this checkout of Megatron-LM")
+    parser.add_argument("--packages-of", metavar="DIR", help="run finetune.py with the packages of this checkout")
     given, sys.argv[1:] = parser.parse_known_args()
     return given
 
@@ -35,9 +38,9 @@ if __name__ == "__main__":
     import platforms
 
     given = take_own_flags()
-    if given.megatron_lm:
-        # In front, as when the script in the checkout is started itself.
-        sys.path.insert(0, given.megatron_lm)
+    if checkout := given.megatron_lm or given.packages_of:
+        # In front, as when a script in the checkout is started itself.
+        sys.path.insert(0, checkout)
     found = cuda_emulation.accelerator()
     if found is None:
         sys.modules.update(dict.fromkeys(OPTIONAL))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matrix
+import primus
 import pytest
 from platforms import PLATFORMS, Host
 from report import Outcome, Result
@@ -66,7 +67,7 @@ def test_a_host_with_one_device_runs_the_rows_of_one_rank(tmp_path: Path) -> Non
     runner = runner_on(tmp_path, "cuda", 1, transformer_engine="2.8.0")
     results = {row.name: runner.run(row) for row in matrix.ROWS}
     ran = [name for name, result in results.items() if result.outcome is Outcome.PASSED]
-    assert ran == [row.name for row in matrix.ROWS if row.layout == matrix.ONE]
+    assert ran == [row.name for row in matrix.ROWS if row.layout == matrix.ONE and not row.primus]
     assert results[ran[0]].parallelism == "1 rank"
     assert results[ran[0]].headline == "not resumed with TP2: needs 2 devices, and 1 x a device found"
     left_out = results["llama-3-tp2"]
@@ -89,6 +90,24 @@ def test_a_gpu_without_transformer_engine_leaves_out_what_local_layers_refuse(tm
     assert "not resumed with TP2 × EP2: needs Transformer" in bare.run(matrix.rows(["qwen3-moe-ep2"])[0]).headline
     on_cpu = runner_on(tmp_path, "cpu", 2)
     assert on_cpu.run(matrix.rows(["llama-3-tp2-sequence-parallel"])[0]).outcome is Outcome.PASSED
+
+
+@pytest.mark.usefixtures("nothing_trains")
+def test_the_row_of_primus_needs_a_checkout_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, row = runner_on(tmp_path, "cpu", 4), matrix.rows(["llama-3-1-rank-primus"])[0]
+    assert row.default
+    monkeypatch.delenv(primus.VARIABLE, raising=False)
+    assert runner.run(row).headline == "needs a checkout of AMD-AGI/Primus: --primus DIR"
+    assert runner.run(row).outcome is Outcome.LEFT_OUT
+    monkeypatch.setenv(primus.VARIABLE, str(tmp_path))
+    assert not runner.packed(row)
+    monkeypatch.setattr(matrix.PrimusRun, "go_on", lambda self: None)
+    assert runner.run(row).outcome is Outcome.PASSED
+
+
+def test_what_the_hook_of_primus_prints_for_the_training() -> None:
+    lines = ["[OK] done", "extra.pretrained_checkpoint=/a b/c=d", "extra.finetune=true", "not extra.load=x"]
+    assert primus.extras(lines) == {"pretrained_checkpoint": "/a b/c=d", "finetune": "true"}
 
 
 @pytest.mark.usefixtures("nothing_trains")
@@ -143,3 +162,12 @@ def test_a_session_in_which_no_row_ran_fails(tmp_path: Path) -> None:
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     assert "0 passed, 0 failed, 1 left out" in done.stdout
     assert "needs 8 ranks, and CPU rows have at most 4" in (tmp_path / "report.txt").read_text()
+
+
+@pytest.mark.parametrize("option", ["--primus", "--megatron-lm"])
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, option: str) -> None:
+    tests = Path(matrix.__file__).parent
+    command = [sys.executable, "-m", "pytest", str(tests), f"{option}={tmp_path}", f"--rootdir={tests.parents[1]}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"{tmp_path} has no " in done.stderr and "give a checkout of" in done.stderr
