@@ -648,8 +648,8 @@ class RowRun:
 class PrimusRun(RowRun):
     """A row whose release the hook of Primus imports, and from which Megatron-LM trains as Primus has it do.
 
-    With `--megatron-lm` that checkout's Megatron-LM trains, with its own Megatron Core; without, the wheel's. Either must
-    have the losses that the wheel's has when it starts from `import_ckpt`'s release.
+    With `--megatron-lm` that checkout's Megatron-LM trains, with its own Megatron Core; without, the wheel's. Either
+    must have the losses that the wheel's has when it starts from `import_ckpt`'s release.
     """
 
     def go_on(self) -> None:

@@ -5,8 +5,8 @@
     python tests/functional/train.py --megatron-lm CHECKOUT --sft --use-checkpoint-args --load CHECKPOINT …
     python tests/functional/train.py --packages-of CHECKOUT --use-checkpoint-args --load CHECKPOINT …
 
-The first runs `finetune.py`, the second Megatron-LM's own `pretrain_gpt.py` with all else in a checkout of it. The third
-runs `finetune.py` with `megatron.core` and `megatron.training` of that checkout.
+The first runs `finetune.py`, the second Megatron-LM's own `pretrain_gpt.py` with all else in a checkout of it. The
+third runs `finetune.py` with `megatron.core` and `megatron.training` of that checkout.
 
 Everything is imported under the main guard: Megatron Core's checkpoint writer starts a process that imports this file
 again (`megatron/core/dist_checkpointing/strategies/filesystem_async.py`, `get_write_results_queue`, core 0.19.2), and
