@@ -117,7 +117,7 @@ class Row:
         other: How it is resumed a second time; None for a host that has too little for that.
         default: It belongs to the set that runs without `--all`.
         sharded: It starts from a release that a model on all of the row's ranks saved, not from `import_ckpt`'s.
-        packed: Several conversations a sequence, with `--sft`; where Transformer Engine is, every row but Primus's does.
+        packed: Several conversations a sequence, with `--sft`; with Transformer Engine all but Primus's do.
         primus: The hook of a checkout of Primus imports it; see `PrimusRun`.
         vocab_size: Tokens of the model. Megatron-LM would pad 384 with two tensor parallel ranks, and 512 not.
         changes: What sets the model's configuration apart from its family's.
