@@ -121,7 +121,7 @@ def adopt(version: str, megatron_core: str | None, transformers: str | None, ups
 )
 def make_pull_request(checkout: Path, names: tuple[str, ...], branch: str | None, out: Path) -> None:
     """Commit the stack on a new branch of CHECKOUT, a clean checkout of Megatron-Bridge."""
-    changes = stack.load(names=names)
+    changes = pull_request.changes(names)
     branch = branch or (changes[0].name if len(changes) == 1 else "release-stack")
     commits = pull_request.make(checkout, changes, branch, out)
     for change in changes:

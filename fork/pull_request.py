@@ -8,15 +8,17 @@ from the checkout.
 
 import datetime
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import libcst as cst
 import libcst.matchers as m
@@ -75,6 +77,37 @@ def insert_before_heading(path: str, heading: str, text: str) -> TextEdit:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """One rule over many files that are not Python, or Python's text: every place of it, and all are counted.
+
+    Args:
+        name: what the rule does, for messages.
+        pattern: what is replaced, a regular expression for `re.MULTILINE`.
+        new: what takes its place, with `re`'s references.
+        places: how many places each file has, by its path relative to the checkout.
+    """
+
+    name: str
+    pattern: str
+    new: str
+    places: Mapping[str, int]
+
+    def apply(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """Returns the edited texts by path; those that have no place left in any file were swept before.
+
+        Raises:
+            EditError: a file has another number of places.
+        """
+        swept = {path: re.subn(self.pattern, self.new, text, flags=re.MULTILINE) for path, text in texts.items()}
+        if not any(count for _, count in swept.values()):
+            return dict(texts)
+        for path, (_, count) in swept.items():
+            if count != self.places[path]:
+                raise EditError(f"{path}: {self.name}: expected {self.places[path]} places, found {count}")
+        return {path: text for path, (text, _) in swept.items()}
+
+
+@dataclass(frozen=True)
 class PullRequest:
     """What the pull request of a change has beside the change.
 
@@ -93,6 +126,7 @@ class PullRequest:
         expectations: edits of upstream's own tests, paths relative to the checkout.
         docs: edits of upstream's documentation.
         others: edits of upstream's scripts, examples and configuration, paths relative to the checkout.
+        sweeps: rules over many of its files, in order, after the other edits.
     """
 
     change: str
@@ -107,6 +141,7 @@ class PullRequest:
     expectations: Sequence[File] = ()
     docs: Sequence[TextEdit] = ()
     others: Sequence[File | TextEdit] = ()
+    sweeps: Sequence[Sweep] = ()
 
     def travelling(self) -> dict[str, str]:
         """Returns the place of each unit test in upstream's, by its path relative to tests/unit.
@@ -116,7 +151,7 @@ class PullRequest:
         """
         places = {}
         for pattern, place in self.tests.items():
-            ours = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.glob(pattern))
+            ours = sorted(Path(os.path.relpath(path, TESTS)).as_posix() for path in TESTS.glob(pattern))
             if not ours:
                 raise ForkError(f"{TESTS / pattern} does not exist; add it or take it off pull_requests/")
             places |= {path: f"{place}{Path(path).name}" if place.endswith("/") else place for path in ours}
@@ -143,13 +178,27 @@ LINES = ("upstream's modules", "new modules", "tests", "documentation", "other f
 
 def load(folder: Path = REQUESTS) -> dict[str, PullRequest]:
     """Returns the pull requests by the name of their change."""
-    requests = {}
+    return {module.pull_request.change: module.pull_request for module in _modules(folder)}
+
+
+def changes(names: Iterable[str] = (), folder: Path = REQUESTS) -> list[Change]:
+    """Returns what can be proposed: the stack, and then the changes that touch nothing of the wheel.
+
+    Such a change stands beside its pull request, as `change`, and not in patches/, where a build would read it.
+
+    Raises:
+        ForkError: one of `names` is not among them.
+    """
+    beside = [module.change for module in _modules(folder) if hasattr(module, "change")]
+    return stack.select([*stack.load(), *beside], names)
+
+
+def _modules(folder: Path) -> Iterator[ModuleType]:
     for path in sorted(folder.glob("[0-9]*.py")):
         spec = importlib.util.spec_from_file_location(f"pull_requests.{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        requests[module.pull_request.change] = module.pull_request
-    return requests
+        yield module
 
 
 def make(
@@ -260,7 +309,7 @@ def _check_request(request: PullRequest) -> None:
 def _check_ground(change: Change, request: PullRequest, tree: Path) -> None:
     """Raises `ForkError` if a change that this one stands on has not been there before it."""
     for name in request.stands_on:
-        (other,) = [each for each in stack.load() if each.name == name]
+        (other,) = changes([name])
         if not all((stack.find_package(tree) / module).is_file() for module in other.modules):
             raise ForkError(f"change {change.name} stands on {name}, which the checkout lacks; add --change {name}")
 
@@ -297,6 +346,7 @@ def _write(
             raise EditError(f"{error}; look at the checkout and adjust pull_requests/") from None
         path.write_text(edited, "utf-8")
         touched.append(path)
+    touched += _sweep(request.sweeps, tree)
     python = [path for path in touched if path.suffix == ".py"]
     _format(tree, python)
     for path, name in missing(python, [package.parent.parent, tree], IMPORTED):
@@ -304,6 +354,18 @@ def _write(
             f"change {change.name}: {path.relative_to(tree)} imports {name}, which the checkout lacks; say in "
             "pull_requests/ what change it stands on"
         )
+
+
+def _sweep(sweeps: Sequence[Sweep], tree: Path) -> list[Path]:
+    """Lays the sweeps over `tree` and returns the files."""
+    for sweep in sweeps:
+        try:
+            edited = sweep.apply({path: _read(tree / path, tree) for path in sweep.places})
+        except EditError as error:
+            raise EditError(f"{error}; look at the checkout and adjust pull_requests/") from None
+        for path, text in edited.items():
+            (tree / path).write_text(text, "utf-8")
+    return [tree / path for sweep in sweeps for path in sweep.places]
 
 
 def _read(path: Path, tree: Path) -> str:

@@ -28,6 +28,15 @@ def load(folder: Path = REPOSITORY / "patches", names: Iterable[str] = ()) -> li
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         changes.append(module.change)
+    return select(changes, names)
+
+
+def select(changes: Sequence[Change], names: Iterable[str]) -> list[Change]:
+    """Returns those of `changes` that `names` says, all if it says none.
+
+    Raises:
+        ForkError: a name is not among them.
+    """
     wanted = set(names)
     unknown = wanted - {change.name for change in changes}
     if unknown:

@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Release checkpoints: what the pull request has beside the change."""
 
-import libcst.matchers as m
-
-from fork.edits import File, call, expression, pass_argument, replace, wrap
+from fork.edits import (
+    File,
+    add_import,
+    assign,
+    call,
+    expression,
+    ifs,
+    insert_before,
+    insert_first,
+    pass_argument,
+    replace,
+)
 from fork.pull_request import PullRequest, TextEdit, insert_before_heading
 
 
@@ -19,11 +28,21 @@ LOCAL_MODEL = {
     "test_import_ckpt_scopes_standalone_cpu_state_to_gloo_context": (">=0.7", 1),
 }
 
+RESOLVER = "from megatron.bridge.training.release_checkpoint import resolve_checkpoint, run_config_folder"
+# The tests of the conversion scripts put modules of their own in the place of Bridge's.
+FAKE_BRIDGE = 'modules["megatron.bridge"].AutoBridge'
+FAKE_RESOLVER = """\
+modules["megatron.bridge.training"] = types.ModuleType("megatron.bridge.training")
+release_checkpoint = types.ModuleType("megatron.bridge.training.release_checkpoint")
+release_checkpoint.resolve_checkpoint = release_checkpoint.run_config_folder = str
+modules[release_checkpoint.__name__] = release_checkpoint
+"""
+
 GUIDE = """\
 ### Release checkpoints
 
-`AutoBridge.import_ckpt` writes a *release checkpoint*, which Megatron Bridge and Megatron-LM both start from. (The
-conversion scripts write `iter_0000000`.)
+`AutoBridge.import_ckpt` and `scripts/conversion` write a *release checkpoint*, which Megatron Bridge and Megatron-LM both
+start from.
 
 ```
 megatron_checkpoints/llama32_1b/
@@ -67,9 +86,9 @@ pull_request = PullRequest(
     notes=[
         "The layout that `import_ckpt` writes by default is another: code that appends `/iter_0000000` to the path of an "
         "import should name the root, or pass `release=False`.",
-        "scripts/conversion passes `release=False` on the CPU, as its GPU backend does by `save_megatron_model`: some hundred "
-        "scripts and pages of examples/, docs/ and skills/ name `iter_0000000` after it. Turning it, and those, is two "
-        "arguments and a commit of its own.",
+        "scripts/conversion writes a release on the CPU and on GPUs. Commands in examples/, docs/ and skills/ that export "
+        "from, train from or load `iter_0000000` of an import work all the same, by the release beside it and with a "
+        "warning. Scripts that look for the folder themselves do not; the commit `import-paths` renames it in all of them.",
         "Loading the weights takes a pass more over each tensor, for NaN and infinity; it is small beside the reading.",
     ],
     stands_on=["untrusted-checkpoints"],
@@ -136,13 +155,18 @@ pull_request = PullRequest(
         ),
         File(
             "tests/unit_tests/conversion/launcher/test_cpu_backend.py",
+            [insert_before("_load_cpu_backend", assign(FAKE_BRIDGE), FAKE_RESOLVER, releases=">=0.6")],
+        ),
+        File(
+            "tests/unit_tests/conversion/launcher/test_gpu_backend.py",
             [
-                wrap(
-                    "test_import_preserves_model_id_and_forwards_revision",
-                    m.Dict(elements=[m.DictElement(key=m.SimpleString(value='"hf_model_id"')), m.ZeroOrMore()]),
-                    '{} | {"release": False}',
+                insert_before("_fake_megatron_modules", assign(FAKE_BRIDGE), FAKE_RESOLVER, releases=">=0.6"),
+                insert_before(
+                    "TestImportHfToMegatron.test_import_saves_megatron_checkpoint_with_tokenizer_metadata",
+                    assign("from_hf_call"),
+                    'assert save_call[2]["release"] is True\n',
                     releases=">=0.6",
-                )
+                ),
             ],
         ),
         File(
@@ -158,32 +182,61 @@ pull_request = PullRequest(
         ),
     ],
     others=[
-        # What looks for the run config of an import.
+        File(
+            "scripts/conversion/cpu_backend.py",
+            [
+                add_import(RESOLVER, releases=">=0.6"),
+                insert_first(
+                    "export_checkpoint", "megatron_path = resolve_checkpoint(megatron_path)\n", releases=">=0.6"
+                ),
+                # Megatron-LM saves none beside what it trained.
+                replace(
+                    "export_checkpoint",
+                    call("_find_run_config"),
+                    "_find_run_config(Path(run_config_folder(checkpoint_path)))",
+                    releases=">=0.6",
+                ),
+            ],
+        ),
         File(
             "scripts/conversion/gpu_backend.py",
             [
-                replace(
-                    "_maybe_restore_pipeline_layout",
-                    expression('checkpoint_path.glob("iter_*")'),
-                    '(*checkpoint_path.glob("iter_*"), checkpoint_path / "release")',
+                add_import(RESOLVER.rpartition(",")[0], releases=">=0.6"),
+                pass_argument(
+                    "import_checkpoint", call("bridge.save_megatron_model"), "release=True", releases=">=0.6"
+                ),
+                insert_before(
+                    "export_checkpoint",
+                    ifs("not Path(megatron_path).exists()"),
+                    "megatron_path = resolve_checkpoint(megatron_path)\n",
                     releases=">=0.6",
-                )
+                ),
             ],
         ),
+        # What looks for the run config of an import.
         File(
             "examples/conversion/hf_to_megatron_generate_text.py",
             [
                 replace(
                     "main",
-                    expression('[ckpt_path, *ckpt_path.glob("iter_*")]'),
-                    '[ckpt_path, *ckpt_path.glob("iter_*"), ckpt_path / "release"]',
+                    expression("Path(args.megatron_model_path)"),
+                    "Path(resolve_checkpoint(args.megatron_model_path))",
+                    releases=">=0.6",
+                ),
+                add_import(RESOLVER.rpartition(",")[0], releases=">=0.6"),
+            ],
+        ),
+        # A folder of diffusers has no config.json of its own.
+        File(
+            "examples/models/wan/conversion/convert_checkpoints.py",
+            [
+                replace(
+                    "import_hf_to_megatron",
+                    expression("ValueError"),
+                    "(FileNotFoundError, ValueError)",
                     releases=">=0.6",
                 )
             ],
-        ),
-        File(
-            "scripts/conversion/cpu_backend.py",
-            [pass_argument("import_checkpoint", call("AutoBridge.import_ckpt"), "release=False", releases=">=0.6")],
         ),
     ],
     docs=[

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Import paths: pages and scripts name an import by its root. Nothing of the wheel changes, so the change stands here."""
+
+from fork.edits import Change
+from fork.pull_request import PullRequest, Sweep, TextEdit
+
+
+change = Change(
+    name="import-paths",
+    message="""\
+docs(ckpt): name an imported checkpoint by its root
+
+An import writes a release, and no `iter_0000000`. Commands name the root of
+the import, which is right for either form; what tests for the payload, and
+prose that says where it lies, name `release`.
+
+`iter_0000000` stays where it is true: in what writes it still (the
+converters of FLUX, WAN, LLaDA and MegatronMIMO), in the cards of verified
+models, which record what a commit of their own did, in the documentation of
+0.4.2, and in unit tests.
+""",
+    why="Pages, examples, skills and launch scripts name an imported checkpoint by its root or by `release`.",
+)
+
+GLM_45V = "examples/models/glm/glm_45v/README.md"
+
+# The files are those of August 2026 (067f987), with the number of places in each.
+COMMANDS = {
+    "docs/models/hy_v3/hy-v3.md": 1,
+    "examples/conversion/README.md": 1,
+    "examples/inference/README.md": 1,
+    "examples/models/bailing/README.md": 2,
+    "examples/models/bailing/conversion.sh": 1,
+    "examples/models/bailing/inference.sh": 1,
+    "examples/models/exaone/exaone4/conversion.sh": 2,
+    "examples/models/exaone/exaone4/inference.sh": 1,
+    "examples/models/falcon_h1/conversion.sh": 2,
+    "examples/models/gemma/gemma3_vl/conversion.sh": 1,
+    "examples/models/gemma/gemma3_vl/inference.sh": 1,
+    "examples/models/gemma/gemma4/README.md": 2,
+    "examples/models/gemma/gemma4/conversion.sh": 1,
+    "examples/models/gemma/gemma4/inference.sh": 1,
+    "examples/models/gemma/gemma4_vl/README.md": 1,
+    "examples/models/gemma/gemma4_vl/conversion.sh": 1,
+    "examples/models/glm/glm_45v/conversion.sh": 1,
+    "examples/models/glm/glm_45v/inference.sh": 1,
+    "examples/models/glm/glm_45v/slurm_peft.sh": 1,
+    "examples/models/glm/glm_45v/slurm_sft.sh": 1,
+    "examples/models/glm47/conversion.sh": 1,
+    "examples/models/gpt_oss/README.md": 2,
+    "examples/models/gpt_oss/conversion.sh": 2,
+    "examples/models/kimi/kimi_k25_vl/slurm_inference.sh": 1,
+    "examples/models/mimo/conversion.sh": 1,
+    "examples/models/mimo/inference.sh": 1,
+    "examples/models/mistral/ministral3/conversion.sh": 1,
+    "examples/models/mistral/ministral3/inference.sh": 1,
+    "examples/models/mistral/mistral/conversion.sh": 1,
+    "examples/models/mistral/mistral/inference.sh": 1,
+    "examples/models/nemotron/nemotron_3/nano/conversion.sh": 2,
+    "examples/models/nemotron/nemotron_3/super/conversion.sh": 2,
+    "examples/models/qwen/qwen25_omni/README.md": 2,
+    "examples/models/qwen/qwen25_omni/conversion.sh": 2,
+    "examples/models/qwen/qwen25_omni/inference.sh": 1,
+    "examples/models/qwen/qwen35_vl/README.md": 2,
+    "examples/models/qwen/qwen35_vl/conversion.sh": 1,
+    "examples/models/qwen/qwen35_vl/inference.sh": 1,
+    "examples/models/qwen/qwen35_vl/slurm_inference.sh": 1,
+    "examples/models/qwen/qwen3_asr/README.md": 3,
+    "examples/models/qwen/qwen3_asr/inference.sh": 1,
+    "examples/models/qwen/qwen3_omni/conversion.sh": 2,
+    "examples/models/qwen/qwen3_omni/inference.sh": 1,
+    "examples/models/qwen/qwen3_vl/README.md": 2,
+    "examples/models/qwen/qwen3_vl/conversion.sh": 2,
+    "examples/models/qwen/qwen3_vl/inference.sh": 2,
+    "examples/models/sarvam/README.md": 2,
+    "examples/models/sarvam/conversion.sh": 2,
+    "examples/models/stepfun/step35/README.md": 1,
+    "examples/models/stepfun/step35/conversion.sh": 2,
+    "examples/models/stepfun/step37/slurm_pretrain.sh": 1,
+    "examples/models/vlm/ernie_vl/README.md": 1,
+    "examples/models/vlm/ernie_vl/conversion.sh": 1,
+    "scripts/conversion/README.md": 1,
+    "scripts/conversion/arguments.py": 1,
+    "scripts/inference/README.md": 1,
+    "skills/adding-model-support/SKILL.md": 1,
+    "skills/adding-model-support/tests-and-examples.md": 1,
+    "skills/create-model-verification-card/SKILL.md": 1,
+    "tutorials/data/datacomp/train_qwen36_example.sh": 1,
+}
+# Where the payload is tested for, or is what the page speaks of.
+PAYLOADS = {
+    "examples/models/deepseek_v4/README.md": 1,
+    "examples/models/deepseek_v4/conversion.sh": 1,
+    "examples/models/deepseek_v4/inference.sh": 1,
+    "examples/models/deepseek_v4/slurm_sft.sh": 1,
+    "examples/models/falcon_h1/README.md": 1,
+    "examples/models/falcon_h1/inference.sh": 1,
+    GLM_45V: 3,
+    "examples/models/gpt_oss/inference.sh": 1,
+    "examples/models/nemotron_labs_diffusion/README.md": 1,
+    "examples/models/qwen/qwen2_audio/sft.sh": 1,
+    "examples/models/sarvam/inference.sh": 1,
+    "examples/models/stepfun/step37/slurm_pretrain.sh": 1,
+}
+
+pull_request = PullRequest(
+    change="import-paths",
+    changelog=[
+        "Examples, launch scripts, skills and pages name an imported checkpoint by its root, or `release` where they look "
+        "for the payload.",
+    ],
+    tested=[
+        "`bash -n` takes every script that is changed, `py_compile` every module.",
+        "A unit test holds the pages and scripts to it; the unit tests of the conversion launcher pass as before.",
+    ],
+    notes=[
+        "Every line but five differs in the one word, or loses it: `git show --word-diff`.",
+        "`git grep -c iter_0000000 | awk -F: '{n += $2} END {print n, NR}'` printed 275 lines in 111 files before the stack, "
+        "and prints 179 in 36 after this commit: 149 in 20 cards of verified models, 18 of the four converters that "
+        "write it still, 2 in the documentation of 0.4.2, 10 in unit tests.",
+        "Paths of a checkpoint at `iter_0000000` that somebody has are read as before.",
+    ],
+    stands_on=["release-checkpoints"],
+    tests={"../../pull_requests/unit/test_import_paths.py": "doc_consistency/"},
+    others=[
+        TextEdit(
+            GLM_45V,
+            "name the imported weights",
+            r"iteration directories such as (?=`)",
+            "the imported weights in ",
+            done="the imported weights in `",
+        ),
+        TextEdit(
+            GLM_45V,
+            "name the directory",
+            r"that iteration directory (?=for)",
+            "that directory ",
+            done="that directory ",
+        ),
+        TextEdit(
+            GLM_45V,
+            "name the checkpoint",
+            r"converted iteration (?=checkpoint)",
+            "converted ",
+            done="the converted checkpoint, for",
+        ),
+        TextEdit(
+            "examples/models/nemotron/nemotron_3_omni/README.md",
+            "name what an import writes",
+            r"`iter_0000000/`, `\S+`, and$",
+            "`release/` and",
+            done="`release/` and",
+        ),
+    ],
+    sweeps=[
+        Sweep("name the root of an import", r'/iter_0000000(?=["}\s])', "", COMMANDS),
+        Sweep("name the release", r"\biter_0000000\b", "release", PAYLOADS),
+    ],
+)
