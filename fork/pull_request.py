@@ -78,7 +78,7 @@ def insert_before_heading(path: str, heading: str, text: str) -> TextEdit:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One rule over many files that are not Python, or Python's text: every place of it, and all are counted.
+    """One rule for the text of many files, all of whose places are counted.
 
     Args:
         name: what the rule does, for messages.
@@ -120,7 +120,8 @@ class PullRequest:
         labels: those beside the type, the area and breaking-change, which the subject of the commit says.
         stands_on: changes that have to be there before it.
         tests: our unit tests and their helpers, as patterns relative to tests/unit, and where they go in upstream's; a
-            place that ends in "/" is a folder. There has to be one here or in `functional`.
+            place that ends in "/" is a folder. There has to be one here or in `functional`. Those that need
+            upstream's tree lie in pull_requests/unit.
         functional: functional tests, relative to pull_requests, and where they go in upstream's groups; each gets a
             launcher script.
         expectations: edits of upstream's own tests, paths relative to the checkout.

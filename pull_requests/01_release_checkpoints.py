@@ -7,7 +7,6 @@ from fork.edits import (
     assign,
     call,
     expression,
-    ifs,
     insert_before,
     insert_first,
     pass_argument,
@@ -28,13 +27,18 @@ LOCAL_MODEL = {
     "test_import_ckpt_scopes_standalone_cpu_state_to_gloo_context": (">=0.7", 1),
 }
 
-RESOLVER = "from megatron.bridge.training.release_checkpoint import resolve_checkpoint, run_config_folder"
+IMPORT_RESOLVER = "from megatron.bridge.training.release_checkpoint import resolve_checkpoint"
+# The root of a checkpoint stays one: what overlaps it is refused as the place of an export.
+RESOLVE = """\
+if not Path(megatron_path).expanduser().exists():
+    megatron_path = resolve_checkpoint(megatron_path)
+"""
 # The tests of the conversion scripts put modules of their own in the place of Bridge's.
 FAKE_BRIDGE = 'modules["megatron.bridge"].AutoBridge'
 FAKE_RESOLVER = """\
 modules["megatron.bridge.training"] = types.ModuleType("megatron.bridge.training")
 release_checkpoint = types.ModuleType("megatron.bridge.training.release_checkpoint")
-release_checkpoint.resolve_checkpoint = release_checkpoint.run_config_folder = str
+release_checkpoint.resolve_checkpoint = str
 modules[release_checkpoint.__name__] = release_checkpoint
 """
 
@@ -185,45 +189,36 @@ pull_request = PullRequest(
         File(
             "scripts/conversion/cpu_backend.py",
             [
-                add_import(RESOLVER, releases=">=0.6"),
-                insert_first(
-                    "export_checkpoint", "megatron_path = resolve_checkpoint(megatron_path)\n", releases=">=0.6"
-                ),
-                # Megatron-LM saves none beside what it trained.
-                replace(
-                    "export_checkpoint",
-                    call("_find_run_config"),
-                    "_find_run_config(Path(run_config_folder(checkpoint_path)))",
-                    releases=">=0.6",
-                ),
+                add_import(IMPORT_RESOLVER, releases=">=0.6"),
+                insert_first("export_checkpoint", RESOLVE, releases=">=0.6"),
             ],
         ),
         File(
             "scripts/conversion/gpu_backend.py",
             [
-                add_import(RESOLVER.rpartition(",")[0], releases=">=0.6"),
+                add_import(IMPORT_RESOLVER, releases=">=0.6"),
                 pass_argument(
                     "import_checkpoint", call("bridge.save_megatron_model"), "release=True", releases=">=0.6"
                 ),
-                insert_before(
-                    "export_checkpoint",
-                    ifs("not Path(megatron_path).exists()"),
-                    "megatron_path = resolve_checkpoint(megatron_path)\n",
+                insert_first("export_checkpoint", RESOLVE, releases=">=0.6"),
+                replace(
+                    "_maybe_restore_pipeline_layout",
+                    expression('checkpoint_path.glob("iter_*")'),
+                    '(*checkpoint_path.glob("iter_*"), checkpoint_path / "release")',
                     releases=">=0.6",
                 ),
             ],
         ),
-        # What looks for the run config of an import.
         File(
             "examples/conversion/hf_to_megatron_generate_text.py",
             [
+                add_import(f"{IMPORT_RESOLVER}, run_config_folder", releases=">=0.6"),
                 replace(
                     "main",
                     expression("Path(args.megatron_model_path)"),
-                    "Path(resolve_checkpoint(args.megatron_model_path))",
+                    "Path(run_config_folder(resolve_checkpoint(args.megatron_model_path)))",
                     releases=">=0.6",
                 ),
-                add_import(RESOLVER.rpartition(",")[0], releases=">=0.6"),
             ],
         ),
         # A folder of diffusers has no config.json of its own.

@@ -8,8 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("docs", "examples", "scripts", "skills", "tutorials")
 ITERATION_0 = b"iter_0000000"
-# Where it is right: what a release of the documentation or a verified commit wrote, and converters that write it still.
+# Where it is right: what is written on request, what a release of the documentation or a verified commit wrote, and
+# converters that write it still.
 KEPT = (
+    "*/bridge-guide.md",
     "*/fern/versions/*",
     "*/model_verification_cards/*",
     "*/megatron_mimo/*",

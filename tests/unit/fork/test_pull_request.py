@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stack as commits in a checkout of a made-up upstream: what they hold, and what is refused untouched."""
 
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from fork.__main__ import main
 from fork.edits import Change, File, add_parameter, call, pass_argument
 from fork.errors import EditError, ForkError
 from fork.imports import missing
-from fork.pull_request import PullRequest, TextEdit, insert_before_heading
+from fork.pull_request import PullRequest, Sweep, TextEdit, insert_before_heading
 
 
 pytest.importorskip("ruff", reason="the session upstream_pr installs it")
@@ -330,6 +332,82 @@ def test_other_files_are_edited(make, checkout: Path):
     assert "def test_save(a=1)" in shown(checkout, "tests/unit_tests/test_saving.py")
 
 
+SWEPT = {"docs/guide.md": 2, "tests/unit_tests/test_saving.py": 1}
+SWEEP = Sweep("say words", r"\btext\b|once", "words", SWEPT)
+
+
+def test_sweep_replaces_every_place_and_is_made_once(make, checkout: Path):
+    make(sweeps=[SWEEP])
+    assert shown(checkout, "docs/guide.md").count("words\n") == 2
+    assert "assert_called_words_with" in shown(checkout, "tests/unit_tests/test_saving.py")
+    texts = {path: shown(checkout, path) for path in SWEPT}
+    assert SWEEP.apply(texts) == texts
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (
+            SWEPT | {"docs/guide.md": 3},
+            "docs/guide.md: say words: expected 3 places, found 2; look at the ",
+        ),
+        (
+            SWEPT | {"ruff.toml": 1},
+            "ruff.toml: say words: expected 1 places, found 0; look at the checkout and adjust",
+        ),
+        (
+            SWEPT | {"gone.md": 1},
+            "expected the file gone.md in the checkout, found none; look at the ",
+        ),
+    ],
+    ids=["another number", "none in one file", "no file"],
+)
+def test_sweep_of_another_tree_leaves_the_checkout_as_it_was(make, checkout: Path, places: dict, message: str):
+    before = state(checkout)
+    with pytest.raises(EditError, match=f"^change example: {re.escape(message)}") as error:
+        make(sweeps=[replace(SWEEP, places=places)])
+    assert "\n" not in str(error.value)
+    assert state(checkout) == before
+
+
+def test_change_that_touches_nothing_of_the_wheel_stands_beside_its_request(tmp_path: Path):
+    (tmp_path / "99_last.py").write_text(
+        "from fork.edits import Change\nfrom fork.pull_request import PullRequest\n"
+        "change = Change('pages', 'docs: a', 'b')\npull_request = PullRequest('pages')\n"
+    )
+    (tmp_path / "00_first.py").write_text(
+        "from fork.pull_request import PullRequest\npull_request = PullRequest('untrusted-checkpoints')\n"
+    )
+    names = [change.name for change in stack.load()]
+    assert [change.name for change in pull_request.changes(folder=tmp_path)] == [*names, "pages"]
+    assert [change.name for change in pull_request.changes(["pages"], tmp_path)] == ["pages"]
+    with pytest.raises(ForkError, match="no change other in the stack; expected one of: .*, pages"):
+        pull_request.changes(["other"], tmp_path)
+    assert not any(change.edits or change.modules for change in pull_request.changes() if change.name not in names)
+
+
+@pytest.mark.parametrize(
+    ("page", "fails"),
+    [
+        ("docs/guide.md", True),
+        ("examples/models/x/run.sh", True),
+        ("examples/models/flux/README.md", False),
+        ("tests/test_x.py", False),
+    ],
+)
+def test_page_that_names_the_iteration_of_an_import_fails_the_test_that_travels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str, fails: bool
+):
+    for path, text in {"scripts/convert.sh": "", page: "out/iter_0000000\n"}.items():
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.syspath_prepend(pull_request.REQUESTS / "unit")
+    travelling = importlib.import_module("test_import_paths")
+    monkeypatch.setattr(travelling, "ROOT", tmp_path)
+    with pytest.raises(AssertionError, match=page) if fails else nullcontext():
+        travelling.test_pages_and_scripts_name_no_iteration_of_an_import()
+
+
 def test_module_that_upstreams_ruff_refuses_is_said(make, checkout: Path, modules: Path):
     (modules / "new" / "extra.py").write_text(f'{SPDX}"""Extra."""\n\n\ndef f():\n    pass\n')
     before = state(checkout)
@@ -370,20 +448,20 @@ def test_labels_follow_the_subject():
 
 def test_every_request_is_of_a_change_and_every_test_travels_once():
     requests = pull_request.load()
-    assert set(requests) <= {change.name for change in stack.load()}
+    assert set(requests) <= {change.name for change in pull_request.changes()}
     travelling = [ours for request in requests.values() for ours in request.travelling()]
     there = [
         path.relative_to(pull_request.TESTS).as_posix()
         for folder in ("bridge", "bridge_cli")
         for path in (pull_request.TESTS / folder).rglob("*.py")
-    ]
+    ] + [os.path.relpath(path, pull_request.TESTS) for path in (pull_request.REQUESTS / "unit").rglob("*.py")]
     assert sorted(travelling) == sorted(there), "name it in pull_requests/"
     for request in requests.values():
         for ours in request.functional:
             assert (pull_request.REQUESTS / ours).is_file()
 
 
-@pytest.mark.parametrize("change", stack.load(), ids=lambda change: change.name)
+@pytest.mark.parametrize("change", pull_request.changes(), ids=lambda change: change.name)
 def test_change_has_what_its_modules_and_tests_import_of_ours(change: Change, tmp_path: Path):
     requests = pull_request.load()
     names = [change.name]
@@ -419,7 +497,7 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("change", stack.load(), ids=lambda change: change.name)
+@pytest.mark.parametrize("change", pull_request.changes(), ids=lambda change: change.name)
 def test_title_and_labels_are_those_that_upstream_knows(change: Change):
     subject = change.message.partition("\n")[0]
     kind, scope, breaking, told = re.fullmatch(r"(\w+)(?:\((\w+)\))?(!?): (.+)", subject).groups()
@@ -442,7 +520,7 @@ def test_label_of_a_breaking_change_comes_from_its_subject(change: Change, reque
     ]
 
 
-@pytest.mark.parametrize("change", stack.load(), ids=lambda change: change.name)
+@pytest.mark.parametrize("change", pull_request.changes(), ids=lambda change: change.name)
 def test_request_that_changes_requirements_says_that_the_lock_is_old(change: Change):
     request = pull_request.load()[change.name]
     edits = change.requirements or any(edit.path == "pyproject.toml" for edit in request.others)
@@ -457,7 +535,7 @@ PAGES = r"|\bdocs/"
 def texts() -> dict[str, str]:
     """What a reader of the pull requests sees, by where it is here."""
     found = {}
-    for change in stack.load():
+    for change in pull_request.changes():
         request = pull_request.load()[change.name]
         paths = [stack.MODULES / module for module in change.modules]
         paths += [pull_request.TESTS / test for test in request.travelling()]

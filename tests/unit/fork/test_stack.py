@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fork import stack
+from fork import pull_request, stack
 from fork.__main__ import main
 from fork.edits import Change, File, add_parameter, call
 from fork.edits import replace as replace_node
@@ -136,7 +136,7 @@ def test_load_goes_by_the_numbers(tmp_path: Path):
 
 
 def test_every_change_of_the_stack_says_what_a_commit_needs():
-    for change in stack.load():
+    for change in pull_request.changes():
         subject, blank, body = change.message.partition("\n\n")
         assert ": " in subject, change.name
         assert len(subject) <= 72, change.name
