@@ -27,19 +27,16 @@ LOCAL_MODEL = {
     "test_import_ckpt_scopes_standalone_cpu_state_to_gloo_context": (">=0.7", 1),
 }
 
-IMPORT_RESOLVER = "from megatron.bridge.training.release_checkpoint import resolve_checkpoint"
-# The root of a checkpoint stays one: what overlaps it is refused as the place of an export.
-RESOLVE = """\
-if not Path(megatron_path).expanduser().exists():
-    megatron_path = resolve_checkpoint(megatron_path)
-"""
-# The tests of the conversion scripts put modules of their own in the place of Bridge's.
+# What the conversion scripts take from Bridge. Their tests put modules of their own in the place of Bridge's.
+ITERATION_0 = "from megatron.bridge.training.iteration_0 import release_for"
+RESOLVE = "megatron_path = release_for(megatron_path)\n"
 FAKE_BRIDGE = 'modules["megatron.bridge"].AutoBridge'
-FAKE_RESOLVER = """\
+FAKE_ITERATION_0 = """\
 modules["megatron.bridge.training"] = types.ModuleType("megatron.bridge.training")
-release_checkpoint = types.ModuleType("megatron.bridge.training.release_checkpoint")
-release_checkpoint.resolve_checkpoint = str
-modules[release_checkpoint.__name__] = release_checkpoint
+iteration_0 = types.ModuleType("megatron.bridge.training.iteration_0")
+iteration_0.release_for = str
+iteration_0.release_wanted = lambda release, default: default
+modules[iteration_0.__name__] = iteration_0
 """
 
 GUIDE = """\
@@ -52,7 +49,7 @@ start from.
 megatron_checkpoints/llama32_1b/
 ├── latest_checkpointed_iteration.txt    # the word "release", written last
 └── release/
-    ├── .metadata, *.distcp              # weights, and Megatron-LM's args; no optimizer, no random state
+    ├── .metadata, *.distcp, common.pt   # weights, and Megatron-LM's args; no optimizer, no random state
     ├── run_config.yaml
     └── tokenizer/
 ```
@@ -63,19 +60,26 @@ It prints the command line for Megatron-LM, which takes the architecture from th
 --load ./megatron_checkpoints/llama32_1b --use-checkpoint-args --norm-epsilon 1e-05
 ```
 
-What needs a path takes the root or `release/` itself. An import that is stopped leaves what was there before; a target
-that holds training iterations is refused. `AutoBridge.import_ckpt(..., release=False)` writes `iter_0000000`, which
-Megatron-LM can't start fine-tuning from. `AutoBridge.save_megatron_model(..., release=True)` writes a release checkpoint
-from a model in memory.
+What needs a path takes the root or `release/` itself; a path that ends in `iter_0000000`, where imports lay before, is taken
+for the release, with a warning. An import that is stopped leaves what was there before; a target that holds training
+iterations is refused. `AutoBridge.save_megatron_model(..., release=True)` writes a release checkpoint from a model in memory.
+
+For scripts that look for the folder `iter_0000000` themselves, `AutoBridge.import_ckpt(..., link_iter_0=True)` leaves a
+symbolic link of that name. For those that read the tracker as a number, `release=False`, or
+`MEGATRON_BRIDGE_CHECKPOINT_LAYOUT=iter` in the environment, writes the folder itself; Megatron-LM can't start fine-tuning from
+that.
 
 """
 
 pull_request = PullRequest(
     change="release-checkpoints",
     changelog=[
-        "`AutoBridge.import_ckpt(release=True)`, the default, writes `release/`, the tracker `release` and Megatron-LM's "
-        "args; `release=False` writes what it wrote before.",
-        "`AutoBridge.save_megatron_model`, `save_megatron_model` and `save_checkpoint` take `release=False`.",
+        "`AutoBridge.import_ckpt` and scripts/conversion write `release/`, the tracker `release` and Megatron-LM's args; "
+        "`release=False` and `MEGATRON_BRIDGE_CHECKPOINT_LAYOUT=iter` write what they wrote before, `link_iter_0=True` leaves "
+        "a link `iter_0000000`.",
+        "`AutoBridge.save_megatron_model`, `save_megatron_model` and `save_checkpoint` take `release` and `link_iter_0`; "
+        "without them they write what they wrote before.",
+        "A path `iter_0000000` that is not there stands for the release beside it.",
         "Every reader of a checkpoint root (`load_megatron_model`, `export_ckpt`, `load_checkpoint`, tokenizer, model "
         "config, ModelOpt state) resolves it through `release_checkpoint.resolve_checkpoint`.",
         "`import_ckpt` refuses a damaged Hugging Face checkpoint before it converts, and prints the flags for Megatron-LM.",
@@ -159,12 +163,12 @@ pull_request = PullRequest(
         ),
         File(
             "tests/unit_tests/conversion/launcher/test_cpu_backend.py",
-            [insert_before("_load_cpu_backend", assign(FAKE_BRIDGE), FAKE_RESOLVER, releases=">=0.6")],
+            [insert_before("_load_cpu_backend", assign(FAKE_BRIDGE), FAKE_ITERATION_0, releases=">=0.6")],
         ),
         File(
             "tests/unit_tests/conversion/launcher/test_gpu_backend.py",
             [
-                insert_before("_fake_megatron_modules", assign(FAKE_BRIDGE), FAKE_RESOLVER, releases=">=0.6"),
+                insert_before("_fake_megatron_modules", assign(FAKE_BRIDGE), FAKE_ITERATION_0, releases=">=0.6"),
                 insert_before(
                     "TestImportHfToMegatron.test_import_saves_megatron_checkpoint_with_tokenizer_metadata",
                     assign("from_hf_call"),
@@ -189,16 +193,19 @@ pull_request = PullRequest(
         File(
             "scripts/conversion/cpu_backend.py",
             [
-                add_import(IMPORT_RESOLVER, releases=">=0.6"),
+                add_import(ITERATION_0, releases=">=0.6"),
                 insert_first("export_checkpoint", RESOLVE, releases=">=0.6"),
             ],
         ),
         File(
             "scripts/conversion/gpu_backend.py",
             [
-                add_import(IMPORT_RESOLVER, releases=">=0.6"),
+                add_import(f"{ITERATION_0}, release_wanted", releases=">=0.6"),
                 pass_argument(
-                    "import_checkpoint", call("bridge.save_megatron_model"), "release=True", releases=">=0.6"
+                    "import_checkpoint",
+                    call("bridge.save_megatron_model"),
+                    "release=release_wanted(None, default=True)",
+                    releases=">=0.6",
                 ),
                 insert_first("export_checkpoint", RESOLVE, releases=">=0.6"),
                 replace(
@@ -212,7 +219,10 @@ pull_request = PullRequest(
         File(
             "examples/conversion/hf_to_megatron_generate_text.py",
             [
-                add_import(f"{IMPORT_RESOLVER}, run_config_folder", releases=">=0.6"),
+                add_import(
+                    "from megatron.bridge.training.release_checkpoint import resolve_checkpoint, run_config_folder",
+                    releases=">=0.6",
+                ),
                 replace(
                     "main",
                     expression("Path(args.megatron_model_path)"),
@@ -238,10 +248,10 @@ pull_request = PullRequest(
         insert_before_heading("docs/bridge-guide.md", "### Megatron → HF export (one call)", GUIDE),
         TextEdit(
             "docs/bridge-guide.md",
-            "add release to the signature of AutoBridge.import_ckpt",
+            "add the layout to the signature of AutoBridge.import_ckpt",
             r"^(AutoBridge\.import_ckpt\([^)\n]*), \*\*kwargs\)",
-            r"\1, *, release: bool = True, **kwargs)",
-            done="release: bool = True, **kwargs)",
+            r"\1, *, release: bool | None = None, link_iter_0: bool = False, **kwargs)",
+            done="link_iter_0: bool = False, **kwargs)",
         ),
     ],
 )
