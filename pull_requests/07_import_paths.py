@@ -118,12 +118,13 @@ pull_request = PullRequest(
         "`git grep -c iter_0000000 -- docs examples scripts skills tutorials | awk -F: '{n += $2} END {print n, NR}'` prints 265 "
         "lines in 102 files on main, and 172 in 31 after this commit: 149 in 20 cards of verified models, which record what a "
         "commit of their own did, 19 in 8 files of the converters that write it still, 2 in the documentation of 0.4.2, 2 in "
-        "the guide, which says how to get that layout. The other 10 lines, in 9 unit tests, name a folder of the test's own.",
+        "the guide, which says how to get that layout. Of the 10 lines in tests `release-checkpoints` "
+        "edits one; 9 name a folder of the test's own.",
         "Paths of a checkpoint at `iter_0000000` that somebody has are read as before.",
     ],
     stands_on=["release-checkpoints"],
     tests={"../../pull_requests/unit/test_import_paths.py": "doc_consistency/"},
-    others=[
+    docs=[
         TextEdit(
             GLM_45V,
             "name the imported weights",
