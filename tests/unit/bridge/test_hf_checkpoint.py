@@ -123,3 +123,11 @@ def test_a_target_that_is_a_file_is_refused(sound, tmp_path):
     with pytest.raises(NotADirectoryError, match="a checkpoint needs a directory"):
         AutoBridge.import_ckpt(sound, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "theirs"
+
+
+def test_a_pipeline_of_diffusers_gets_the_error_that_its_converters_expect(tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    with pytest.raises(ValueError, match="Failed to load configuration"):
+        AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -73,6 +73,9 @@ def check_hf_checkpoint(model: str | os.PathLike, trust_remote_code: bool | None
         return
     if not path.is_dir():
         raise NotADirectoryError(f"{model} is a file: give the folder of a Hugging Face checkpoint")
+    if (path / "model_index.json").is_file():
+        # A pipeline of diffusers, which is converted by other means; callers know the error that it gets after this.
+        return
     config = _read_json(path / "config.json", "it is not a Hugging Face checkpoint: give the folder of one")
     tensors = _check_weights(path)
     _check_vocabulary(path, config)
