@@ -3,35 +3,19 @@
 
     python tests/compatibility/table.py dist/compatibility docs/compatibility.md
 
-Only the section `## Releases` is written; what else stands in the file stays, and so do the lines of releases that
-were not tried again.
+Only what is between the markers `releases` is written (`page.py`), and the lines of releases that were not tried again
+stay.
 """
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import page
 
-HEADING = "## Releases"
-ABOUT = """\
-Written by `python3 -m nox -s compatibility`, which builds on each release, installs the wheel with plain pip beside
-the megatron-core and transformers that go with it, and goes the whole way with a tiny Llama 3 on a host without an
-accelerator. The session fails where a result is not what it should be. Each change of the stack has the results that
-would not be there without it.
 
-- *refuses*: an export of the checkpoint with code planted in it ends in an error, and the code hasn't run.
-- *layout*: `import_ckpt` writes `release/`, the tracker and Megatron-LM's args; below core 0.19 Megatron Core keeps
-  what is not a tensor in `common.pt`. *Loads*: that Megatron Core's `dist_checkpointing` reads every tensor. *Trains*:
-  Megatron-LM's own loop starts from it with `--use-checkpoint-args`, and the loss falls within three iterations. The
-  wheel of megatron-core has the loop from 0.17 on; for 0.16 a checkout of Megatron-LM at core_v0.16.1 lends it
-  (`-- --megatron-lm DIR`).
-- *exports*: what was imported comes back, every tensor compared bit for bit.
-- *streams*: what was imported tensor by tensor is what an import in memory writes.
-- *imports*: the installation by plain pip imports.
-- *inspects*: the command is installed and knows the checkpoint.
-"""
+BLOCK = "releases"
 VERSIONS = ("megatron-bridge", "megatron-core", "transformers", "torch")
 CHANGES = {
     "untrusted-checkpoints": {"refuses_code": "refuses"},
@@ -77,18 +61,10 @@ def _lines(row: dict) -> list[str]:
     return lines
 
 
-def lines_of(text: str) -> list[str]:
-    """Returns the lines of the table that `text` has, none if it has another."""
-    head = re.escape(_line(HEADER))
-    found = re.search(rf"^{head}\n\|[-| ]+\|\n((?:\|.*\n)*)", text, flags=re.MULTILINE)
-    return found[1].splitlines() if found else []
-
-
-def with_section(text: str, section: str) -> str:
-    """Returns `text` with the section of `HEADING` in the place of the one that it has, or at its end."""
-    kept = re.split(rf"^{HEADING}\n.*?(?=^## |\Z)", text, maxsplit=1, flags=re.MULTILINE | re.DOTALL)
-    before, after = kept if len(kept) == 2 else (text, "")
-    return f"{before.rstrip()}\n\n{HEADING}\n\n{section.rstrip()}\n" + (f"\n{after}" if after else "")
+def lines_of(block: str) -> list[str]:
+    """Returns the lines below the table's head, none if `block` is another table or none."""
+    head, *lines = block.splitlines() or [""]
+    return lines[1:] if head == _line(HEADER) else []
 
 
 def main() -> None:
@@ -98,8 +74,9 @@ def main() -> None:
     parser.add_argument("page", type=Path, help="the Markdown file")
     given = parser.parse_args()
     rows = [json.loads(path.read_text("utf-8")) for path in given.rows.glob("*.json")]
-    page = given.page.read_text("utf-8") if given.page.is_file() else "# Compatibility\n"
-    given.page.write_text(with_section(page, f"{ABOUT}\n{table(rows, lines_of(page))}"), "utf-8")
+    text = given.page.read_text("utf-8")
+    block = table(rows, lines_of(page.block_of(text, BLOCK)))
+    given.page.write_text(page.with_block(text, BLOCK, block), "utf-8")
 
 
 if __name__ == "__main__":

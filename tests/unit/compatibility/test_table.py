@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of releases: its rows, and its place in a page that has other sections."""
+"""The table of releases and its rows."""
 
 import pickle
 from pathlib import Path
 
 import check
-import pytest
 import table
 
 from fork import stack
@@ -38,11 +37,12 @@ def test_stages_that_were_not_reached_are_said_and_bars_are_escaped():
 
 def test_releases_that_were_not_tried_again_stay():
     before = table.table([row("0.8.0"), row("0.9.1")])
-    kept = table.lines_of(f"text\n\n{before}\n## More\n")
+    kept = table.lines_of(before.strip())
     tried = row("0.9.1") | {"date": "2027-01-01"}
     after = table.table([tried], kept)
     assert after == table.table([row("0.8.0"), tried])
     assert table.lines_of("| another | table |\n| --- | --- |\n| 0.8.0 | x |\n") == []
+    assert table.lines_of("") == []
 
 
 def test_payload_would_run(tmp_path: Path):
@@ -55,15 +55,3 @@ def test_every_change_of_the_stack_and_every_stage_has_its_place():
     assert all(table.CHANGES.values())
     stages = [stage for stages in table.CHANGES.values() for stage in stages]
     assert sorted(stages) == sorted(stage.__name__ for stage in check.STAGES)
-
-
-@pytest.mark.parametrize("after", ["", "## Later\n\ntext\n"])
-def test_section_takes_the_place_of_the_one_before(after: str):
-    page = f"# Title\n\n## Earlier\n\ntext\n\n## Releases\n\nold\n\n{after}"
-    changed = table.with_section(page, "new\n")
-    assert changed == f"# Title\n\n## Earlier\n\ntext\n\n## Releases\n\nnew\n{after and chr(10) + after}"
-    assert table.with_section(changed, "new\n") == changed
-
-
-def test_section_goes_last_where_there_was_none():
-    assert table.with_section("# Title\n", "new") == "# Title\n\n## Releases\n\nnew\n"
