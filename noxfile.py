@@ -35,7 +35,7 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "unit", "functional"]
+nox.options.sessions = ["lint", "unit", "functional", "megatron_versions(0.15.3)", "megatron_versions(0.18.2)"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHON = PYPROJECT["project"]["requires-python"].removeprefix(">=").partition(",")[0]
@@ -59,7 +59,10 @@ def _host_for_gpus() -> str | None:
 # There the functional sessions take torch, Transformer Engine and Megatron Core as they are: docs/gpu-runners.md
 GPU = _host_for_gpus()
 
+CORES = list(nox.project.load_toml("tests/compatibility/cores.toml"))
+
 built: list[Path] = []
+shared_bin: list[Path] = []
 
 
 @nox.session(python=PYTHON)
@@ -151,6 +154,34 @@ def functional_versions(session: nox.Session, version: str) -> None:
     _install_release(session, version, Path("dist", "compatibility"))
     session.install(*_group("tools"))
     _pytest(session, ["tests/functional"], "--platform=cpu", "--row=llama-3-1-rank", "--row=llama-3-tp2")
+
+
+@nox.session(python=PYTHON, requires=["build"], default=False)
+def megatron_versions_release(session: nox.Session) -> None:
+    """Make the release that megatron_versions reads, and the environment that it shares."""
+    _install_patched(session)
+    shared_bin[:] = [Path(session.bin).absolute()]
+    _versions(session, "make")
+
+
+@nox.session(venv_backend="none", requires=["megatron_versions_release"])
+@nox.parametrize("reader", [nox.param(each, id=each) for each in [*CORES, "checkout"]])
+def megatron_versions(session: nox.Session, reader: str) -> None:
+    """Let other Megatron Cores load one release, and train where they can; writes docs/compatibility.md.
+
+    `checkout` is that of Megatron-LM which `--megatron-lm DIR` names.
+    """
+    checkout = _arguments(session)[0].megatron_lm
+    if reader == "checkout" and checkout is None:
+        session.skip("there is no --megatron-lm")
+    _versions(session, "read", str(checkout) if reader == "checkout" else reader)
+
+
+def _versions(session: nox.Session, command: str, *arguments: str) -> None:
+    folder = Path("dist", "megatron-versions", _arguments(session)[0].upstream)
+    session.env["PYTHONDONTWRITEBYTECODE"] = None  # as in `_pytest`
+    python = str(shared_bin[0] / "python")
+    session.run(python, "tests/compatibility/versions.py", command, str(folder), *arguments, external=True)
 
 
 @nox.session(python=PYTHON, requires=["build"])

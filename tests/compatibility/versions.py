@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One release checkpoint, and every Megatron Core that reads it: what `nox -s megatron_versions` runs.
+
+    python tests/compatibility/versions.py make dist/megatron-versions/0.6.2
+    python tests/compatibility/versions.py read dist/megatron-versions/0.6.2 0.15.3
+    python tests/compatibility/versions.py read dist/megatron-versions/0.6.2 ../Megatron-LM
+
+The first runs in the environment of a wheel, which makes a tiny Llama 3 and imports it. The others run there too, and
+let a Megatron Core from PyPI, or that of a checkout of Megatron-LM, load the release in processes which find that
+Megatron Core first. Where it comes with `megatron.training`, it trains as well. The result goes into
+docs/compatibility.md, and ends the process with 1 if it is not what it should be.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path[1:1] = [str(ROOT), str(HERE.parent / "functional")]
+
+import grid  # noqa: E402
+import page  # noqa: E402
+
+from fork.upstream import CACHE  # noqa: E402
+
+
+CORES = tomllib.loads((HERE / "cores.toml").read_text("utf-8"))
+REFERENCE = list(CORES)[-1]
+"""The Megatron Core whose losses the others must have."""
+PINS = {
+    "d3528a21301db2d12e92912b3ec025dc8a2ed4d6": "pin of AMD Primus",
+    "1dcf0dafa884ad52ffb243625717a3471643e087": "pin of slime",
+}
+BLOCK = "megatron-versions"
+PAGE = Path("docs", "compatibility.md")
+ITERATIONS = 3
+LOSS_TOLERANCE = 1e-4  # float32
+EMULATED = {"FUNCTIONAL_PLATFORM": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+
+
+class Failed(Exception):
+    """What a Megatron Core makes of the release is not what it should be."""
+
+
+def make(folder: Path) -> None:
+    """Make the model, the release and the conversations below `folder`, in the place of what is there."""
+    import models
+    import steps
+    from chat import write_conversations
+
+    from megatron.bridge import AutoBridge
+
+    shutil.rmtree(folder, ignore_errors=True)
+    AutoBridge.import_ckpt(models.make_model(folder / "hf"), folder / "megatron")
+    (folder / "flags.json").write_text(json.dumps(steps.model_flags(folder / "megatron")), "utf-8")
+    write_conversations(folder / "train.jsonl", 64)
+    write_conversations(folder / "valid.jsonl", 16, seed=2)
+
+
+def unpacked(version: str) -> Path:
+    """Return the folder that holds megatron-core of PyPI, unpacked: pip brings it once, and checks its hash."""
+    folder = platformdirs.user_cache_path(CACHE) / "megatron-core" / version
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        pinned, target = Path(scratch, "requirements.txt"), Path(scratch, "target")
+        hashes = " ".join(f"--hash=sha256:{each}" for each in CORES[version]["sha256"])
+        pinned.write_text(f"megatron-core=={version} {hashes}\n", "utf-8")
+        # Only a wheel, and as it is: this Python's version may be another, and nothing of it is installed.
+        options = ["--only-binary=:all:", "--no-deps", f"--python-version={CORES[version]['python']}"]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *options]
+        if subprocess.run([*pip, f"--target={target}", f"--requirement={pinned}"]).returncode:
+            sys.exit(f"megatron-core {version} can't be had: pip's error is above; check the network and pip's index")
+        target.rename(folder)
+    return folder
+
+
+def as_megatron(model: Path) -> dict[str, Any]:
+    """Return a Hugging Face Llama's weights under the names of Megatron Core's local layers, and in their order."""
+    from reference import Tensors
+
+    source, config = Tensors(model), json.loads((model / "config.json").read_text("utf-8"))
+    weights = {
+        "embedding.word_embeddings.weight": source["model.embed_tokens.weight"],
+        "decoder.final_layernorm.weight": source["model.norm.weight"],
+        "output_layer.weight": source["lm_head.weight"],
+    }
+    for number in range(config["num_hidden_layers"]):
+        weights |= _layer(source, number, config["num_key_value_heads"])
+    return weights
+
+
+def _layer(source: Mapping[str, Any], number: int, groups: int) -> dict[str, Any]:
+    import torch
+
+    def of(name: str) -> torch.Tensor:
+        return source[f"model.layers.{number}.{name}.weight"]
+
+    # The rows of each group of queries, then its key's, then its value's.
+    heads = [of(f"self_attn.{each}_proj").unflatten(0, (groups, -1)) for each in "qkv"]
+    parts = {
+        "input_layernorm": of("input_layernorm"),
+        "self_attention.linear_qkv": torch.cat(heads, dim=1).flatten(0, 1),
+        "self_attention.linear_proj": of("self_attn.o_proj"),
+        "pre_mlp_layernorm": of("post_attention_layernorm"),
+        "mlp.linear_fc1": torch.cat([of("mlp.gate_proj"), of("mlp.up_proj")]),
+        "mlp.linear_fc2": of("mlp.down_proj"),
+    }
+    return {f"decoder.layers.{number}.{name}.weight": part for name, part in parts.items()}
+
+
+def loads(folder: Path, core: Path, out: Path) -> str:
+    """Let a Megatron Core load the release, compare every weight with the source's, and return its version.
+
+    Raises:
+        StepFailed: It doesn't load.
+        Failed: A weight differs.
+    """
+    import steps
+    import torch
+    from reference import differences
+
+    # Core 0.15 compiles an extension for GPUs as soon as it is imported, for which a host without one has no
+    # architecture; it does without where PATH has no ninja.
+    variables = ["env", "PATH=", f"PYTHONPATH={core}"]
+    weights, payload = out / "weights.pt", folder / "megatron" / "release"
+    command = [*variables, sys.executable, str(HERE / "load_release.py"), str(payload), str(weights)]
+    load = steps.Step("load", command, out / "load.txt")
+    load.run()
+    if different := differences(as_megatron(folder / "hf"), torch.load(weights, weights_only=True)):
+        raise Failed("; ".join(different))
+    version, found = re.search(r"^Megatron Core (\S+) of (.*)$", load.log.read_text("utf-8"), re.M).groups()
+    if Path(found) != core:
+        raise Failed(f"Megatron Core of {found} was loaded, expected that of {core}")
+    return version
+
+
+def losses(folder: Path, core: Path, out: Path) -> dict[int, float]:
+    """Let the Megatron-LM beside a Megatron Core train from the release, and return the loss of each iteration.
+
+    Raises:
+        StepFailed: It doesn't train.
+    """
+    import steps
+
+    chats = steps.Chats(train=folder / "train.jsonl", valid=folder / "valid.jsonl", tokenizer=folder / "hf")
+    flags = json.loads((folder / "flags.json").read_text("utf-8"))
+    os.environ["PYTHONPATH"] = str(core)
+    training = steps.train("train", out, chats, load=folder / "megatron", iterations=ITERATIONS, flags=flags)
+    return training.losses()
+
+
+def reference(folder: Path) -> dict[int, float]:
+    """Return the losses that Megatron-LM of `REFERENCE` has from the release, which it trains from once."""
+    kept = folder / "reference.json"
+    if not kept.is_file():
+        found = losses(folder, unpacked(REFERENCE), folder / "runs" / "reference")
+        kept.write_text(json.dumps(found), "utf-8")
+    return {int(iteration): loss for iteration, loss in json.loads(kept.read_text("utf-8")).items()}
+
+
+def trains(folder: Path, core: Path, out: Path) -> str:
+    """Let a Megatron-LM train from the release, and return its first and its last loss, which are the reference's.
+
+    Raises:
+        StepFailed: It doesn't train.
+        Failed: The losses differ.
+    """
+    wanted = reference(folder)
+    found = losses(folder, core, out)
+    if found.keys() != wanted.keys() or any(abs(found[each] - wanted[each]) > LOSS_TOLERANCE for each in wanted):
+        raise Failed(f"the losses are {list(found.values())}, those of {REFERENCE} {list(wanted.values())}")
+    return f"loss {found[1]:.3f} → {found[ITERATIONS]:.3f}"
+
+
+def read(folder: Path, reader: str) -> bool:
+    """Let a Megatron Core load the release and train from it, write what came of it into the page, and return it.
+
+    Args:
+        folder: what `make` has made.
+        reader: a version in `CORES`, or the path of a checkout of Megatron-LM.
+    """
+    from steps import StepFailed
+
+    core = unpacked(reader) if reader in CORES else Path(reader).resolve()
+    out = folder / "runs" / (reader if reader in CORES else f"checkout of {_commit(core)[:10]}")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    done = []
+    try:
+        loads(folder, core, out)
+        done.append("loads")
+        if (core / "megatron" / "training").is_dir():
+            done.append(trains(folder, core, out))
+    except (Failed, StepFailed) as error:
+        print(error, file=sys.stderr)
+        done.append(f"fails: {' '.join(str(error).partition(chr(10))[0].split())}")
+    passed = not done[-1].startswith("fails")
+    name = reader if reader in CORES else _name(core)
+    print(f"megatron-core {name}: {'; '.join(done)}")
+    _write(name, "; ".join(done))
+    return passed
+
+
+def _commit(checkout: Path) -> str:
+    # A checkout that is no repository may lie in another one.
+    if not (checkout / ".git").exists():
+        return "unknown"
+    return subprocess.check_output(["git", "-C", str(checkout), "rev-parse", "HEAD"], text=True).strip()
+
+
+def _name(checkout: Path) -> str:
+    facts = dict(re.findall(r"^(MAJOR|MINOR|PATCH|PRE_RELEASE) = '?(\w*)'?", _package_info(checkout), re.M))
+    version = f"{facts['MAJOR']}.{facts['MINOR']}.{facts['PATCH']}{facts['PRE_RELEASE']}"
+    commit = _commit(checkout)
+    return f"{version} of a checkout, {PINS.get(commit, 'commit')} {commit[:10]}"
+
+
+def _package_info(checkout: Path) -> str:
+    return (checkout / "megatron" / "core" / "package_info.py").read_text("utf-8")
+
+
+def _write(reader: str, result: str) -> None:
+    bridge, core = (metadata.version(package).partition("+")[0] for package in ("megatron-bridge", "megatron-core"))
+    text, date = PAGE.read_text("utf-8"), datetime.now(UTC).date().isoformat()
+    block = grid.with_result(page.block_of(text, BLOCK), reader, f"{bridge} ({core})", result, date)
+    PAGE.write_text(page.with_block(text, BLOCK, block), "utf-8")
+
+
+def main() -> None:
+    """Make a release, or let a Megatron Core read it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, does in (("make", "make the release"), ("read", "let a Megatron Core read it")):
+        command = commands.add_parser(name, help=does)
+        command.add_argument("folder", type=Path, help="where the release is")
+    command.add_argument("reader", help=f"one of {', '.join(CORES)}, or a checkout of Megatron-LM")
+    given = parser.parse_args()
+    os.environ.update(EMULATED, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    if given.command == "make":
+        make(given.folder)
+    else:
+        sys.exit(not read(given.folder.absolute(), given.reader))
+
+
+if __name__ == "__main__":
+    main()
