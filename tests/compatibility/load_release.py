@@ -4,7 +4,8 @@
     PYTHONPATH=CORE python tests/compatibility/load_release.py CHECKPOINT/release WEIGHTS.pt
 
 The model is the one that the checkpoint's args describe: Megatron Core's `GPTModel` with its local layers, on the CPU.
-Whatever the model has must be in the checkpoint, and every weight of the checkpoint in the model.
+Whatever the model has must be in the checkpoint, every weight of the checkpoint in the model, and each as it is in
+WEIGHTS.pt, by the model's names.
 """
 
 import sys
@@ -19,6 +20,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
+from weights import differing
 
 
 # What Megatron Core 0.19 adds for readers of its own, and what Transformer Engine keeps of FP8.
@@ -63,10 +65,11 @@ def load(payload: Path) -> dict[str, torch.Tensor]:
 
 
 def main(payload: str, weights: str) -> None:
-    """Load, and save the model's weights for whoever compares them."""
+    """Load, and end with an error unless the model then has the weights that it should have."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
-    torch.save(load(Path(payload)), weights)
+    if different := differing(load(Path(payload)), torch.load(weights, weights_only=True)):
+        raise ValueError(f"these weights are not the source's: {different}")
     print(f"Megatron Core {megatron.core.__version__} of {Path(megatron.core.__file__).parents[2]}")
 
 

@@ -20,11 +20,9 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
@@ -58,16 +56,19 @@ class Failed(Exception):
 
 
 def make(folder: Path) -> None:
-    """Make the model, the release and the conversations below `folder`, in the place of what is there."""
+    """Make a model, its release, the weights that it has, and conversations below `folder`, which is emptied."""
     import models
     import steps
+    import torch
     from chat import write_conversations
+    from weights import as_megatron
 
     from megatron.bridge import AutoBridge
 
     shutil.rmtree(folder, ignore_errors=True)
     AutoBridge.import_ckpt(models.make_model(folder / "hf"), folder / "megatron")
     (folder / "flags.json").write_text(json.dumps(steps.model_flags(folder / "megatron")), "utf-8")
+    torch.save(as_megatron(folder / "hf"), folder / "weights.pt")
     write_conversations(folder / "train.jsonl", 64)
     write_conversations(folder / "valid.jsonl", 16, seed=2)
 
@@ -91,78 +92,48 @@ def unpacked(version: str) -> Path:
     return folder
 
 
-def as_megatron(model: Path) -> dict[str, Any]:
-    """Return a Hugging Face Llama's weights under the names of Megatron Core's local layers, and in their order."""
-    from reference import Tensors
-
-    source, config = Tensors(model), json.loads((model / "config.json").read_text("utf-8"))
-    weights = {
-        "embedding.word_embeddings.weight": source["model.embed_tokens.weight"],
-        "decoder.final_layernorm.weight": source["model.norm.weight"],
-        "output_layer.weight": source["lm_head.weight"],
-    }
-    for number in range(config["num_hidden_layers"]):
-        weights |= _layer(source, number, config["num_key_value_heads"])
-    return weights
-
-
-def _layer(source: Mapping[str, Any], number: int, groups: int) -> dict[str, Any]:
-    import torch
-
-    def of(name: str) -> torch.Tensor:
-        return source[f"model.layers.{number}.{name}.weight"]
-
-    # The rows of each group of queries, then its key's, then its value's.
-    heads = [of(f"self_attn.{each}_proj").unflatten(0, (groups, -1)) for each in "qkv"]
-    parts = {
-        "input_layernorm": of("input_layernorm"),
-        "self_attention.linear_qkv": torch.cat(heads, dim=1).flatten(0, 1),
-        "self_attention.linear_proj": of("self_attn.o_proj"),
-        "pre_mlp_layernorm": of("post_attention_layernorm"),
-        "mlp.linear_fc1": torch.cat([of("mlp.gate_proj"), of("mlp.up_proj")]),
-        "mlp.linear_fc2": of("mlp.down_proj"),
-    }
-    return {f"decoder.layers.{number}.{name}.weight": part for name, part in parts.items()}
-
-
-def loads(folder: Path, core: Path, out: Path) -> str:
-    """Let a Megatron Core load the release, compare every weight with the source's, and return its version.
+def loads(folder: Path, core: Path, out: Path) -> None:
+    """Let a Megatron Core load the release, and compare every weight with the source's.
 
     Raises:
-        StepFailed: It doesn't load.
-        Failed: A weight differs.
+        Failed: It doesn't load, a weight differs, or another Megatron Core was found.
     """
-    import steps
-    import torch
-    from reference import differences
-
     # Core 0.15 compiles an extension for GPUs as soon as it is imported, for which a host without one has no
     # architecture; it does without where PATH has no ninja.
-    variables = ["env", "PATH=", f"PYTHONPATH={core}"]
-    weights, payload = out / "weights.pt", folder / "megatron" / "release"
-    command = [*variables, sys.executable, str(HERE / "load_release.py"), str(payload), str(weights)]
-    load = steps.Step("load", command, out / "load.txt")
-    load.run()
-    if different := differences(as_megatron(folder / "hf"), torch.load(weights, weights_only=True)):
-        raise Failed("; ".join(different))
-    version, found = re.search(r"^Megatron Core (\S+) of (.*)$", load.log.read_text("utf-8"), re.M).groups()
+    environment = os.environ | {"PATH": "", "PYTHONPATH": str(core)}
+    given = [str(folder / "megatron" / "release"), str(folder / "weights.pt")]
+    command = [sys.executable, str(HERE / "load_release.py"), *given]
+    log = out / "load.txt"
+    with log.open("w") as said:
+        code = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, env=environment).returncode
+    if code:
+        raise Failed(f"{log.read_text('utf-8').strip().splitlines()[-1]}\n  its log: {log}")
+    _check_origin(log, core)
+
+
+def _check_origin(log: Path, core: Path) -> None:
+    # `megatron` has no `__init__.py`: what one folder on the path lacks comes from the next.
+    found = re.search(r"^Megatron Core \S+ of (.*)$", log.read_text("utf-8"), re.M)[1]
     if Path(found) != core:
-        raise Failed(f"Megatron Core of {found} was loaded, expected that of {core}")
-    return version
+        raise Failed(f"Megatron Core of {found} was found, expected that of {core}")
 
 
 def losses(folder: Path, core: Path, out: Path) -> dict[int, float]:
     """Let the Megatron-LM beside a Megatron Core train from the release, and return the loss of each iteration.
 
     Raises:
-        StepFailed: It doesn't train.
+        Failed: It doesn't train, or another Megatron Core was found.
     """
     import steps
 
     chats = steps.Chats(train=folder / "train.jsonl", valid=folder / "valid.jsonl", tokenizer=folder / "hf")
     flags = json.loads((folder / "flags.json").read_text("utf-8"))
     os.environ["PYTHONPATH"] = str(core)
-    training = steps.train("train", out, chats, load=folder / "megatron", iterations=ITERATIONS, flags=flags)
+    try:
+        training = steps.train("train", out, chats, load=folder / "megatron", iterations=ITERATIONS, flags=flags)
+    except steps.StepFailed as error:
+        raise Failed(str(error)) from None
+    _check_origin(training.log, core)
     return training.losses()
 
 
@@ -179,8 +150,7 @@ def trains(folder: Path, core: Path, out: Path) -> str:
     """Let a Megatron-LM train from the release, and return its first and its last loss, which are the reference's.
 
     Raises:
-        StepFailed: It doesn't train.
-        Failed: The losses differ.
+        Failed: It doesn't train, the losses differ, or another Megatron Core was found.
     """
     wanted = reference(folder)
     found = losses(folder, core, out)
@@ -196,8 +166,6 @@ def read(folder: Path, reader: str) -> bool:
         folder: what `make` has made.
         reader: a version in `CORES`, or the path of a checkout of Megatron-LM.
     """
-    from steps import StepFailed
-
     core = unpacked(reader) if reader in CORES else Path(reader).resolve()
     out = folder / "runs" / (reader if reader in CORES else f"checkout of {_commit(core)[:10]}")
     shutil.rmtree(out, ignore_errors=True)
@@ -208,9 +176,9 @@ def read(folder: Path, reader: str) -> bool:
         done.append("loads")
         if (core / "megatron" / "training").is_dir():
             done.append(trains(folder, core, out))
-    except (Failed, StepFailed) as error:
+    except Failed as error:
         print(error, file=sys.stderr)
-        done.append(f"fails: {' '.join(str(error).partition(chr(10))[0].split())}")
+        done.append(f"fails: {str(error).splitlines()[0].replace(str(folder), '…')}")
     passed = not done[-1].startswith("fails")
     name = reader if reader in CORES else _name(core)
     print(f"megatron-core {name}: {'; '.join(done)}")
@@ -226,14 +194,15 @@ def _commit(checkout: Path) -> str:
 
 
 def _name(checkout: Path) -> str:
-    facts = dict(re.findall(r"^(MAJOR|MINOR|PATCH|PRE_RELEASE) = '?(\w*)'?", _package_info(checkout), re.M))
-    version = f"{facts['MAJOR']}.{facts['MINOR']}.{facts['PATCH']}{facts['PRE_RELEASE']}"
+    facts = _package_info(checkout).read_text("utf-8")
+    values = dict(re.findall(r"^(MAJOR|MINOR|PATCH|PRE_RELEASE) = '?(\w*)'?", facts, re.M))
+    version = "{MAJOR}.{MINOR}.{PATCH}{PRE_RELEASE}".format(**values)
     commit = _commit(checkout)
     return f"{version} of a checkout, {PINS.get(commit, 'commit')} {commit[:10]}"
 
 
-def _package_info(checkout: Path) -> str:
-    return (checkout / "megatron" / "core" / "package_info.py").read_text("utf-8")
+def _package_info(checkout: Path) -> Path:
+    return checkout / "megatron" / "core" / "package_info.py"
 
 
 def _write(reader: str, result: str) -> None:
@@ -252,6 +221,9 @@ def main() -> None:
         command.add_argument("folder", type=Path, help="where the release is")
     command.add_argument("reader", help=f"one of {', '.join(CORES)}, or a checkout of Megatron-LM")
     given = parser.parse_args()
+    reader = getattr(given, "reader", REFERENCE)
+    if reader not in CORES and not _package_info(Path(reader)).is_file():
+        parser.error(f"{reader} is neither one of {', '.join(CORES)} nor a checkout of Megatron-LM: give one of them")
     os.environ.update(EMULATED, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     if given.command == "make":
         make(given.folder)
