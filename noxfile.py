@@ -8,7 +8,8 @@
 `--upstream-wheel PATH` there gives megatron-bridge's wheel on a host without network, in every session that builds.
 `--upstream VERSION` builds on another of the releases in fork/upstream.py.
 `--wheel PATH` tests that wheel in place of the one that is built.
-`--megatron-lm DIR` trains with `pretrain_gpt.py` of that checkout of Megatron-LM in the functional sessions.
+`--megatron-lm DIR` trains with `pretrain_gpt.py` of that checkout of Megatron-LM in the functional sessions, and lets
+megatron_versions read with that checkout as well.
 `--primus DIR` runs the row there that needs a checkout of AMD-AGI/Primus.
 """
 
@@ -62,6 +63,7 @@ GPU = _host_for_gpus()
 CORES = list(nox.project.load_toml("tests/compatibility/cores.toml"))
 
 built: list[Path] = []
+# Of the environment of megatron_versions_release: one for all Megatron Cores.
 shared_bin: list[Path] = []
 
 
@@ -167,9 +169,9 @@ def megatron_versions_release(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["megatron_versions_release"])
 @nox.parametrize("reader", [nox.param(each, id=each) for each in [*CORES, "checkout"]])
 def megatron_versions(session: nox.Session, reader: str) -> None:
-    """Let other Megatron Cores load one release, and train where they can; writes docs/compatibility.md.
+    """Load one release with this Megatron Core, and train if it comes with a loop; writes docs/compatibility.md.
 
-    `checkout` is that of Megatron-LM which `--megatron-lm DIR` names.
+    `checkout` is the checkout of Megatron-LM that `--megatron-lm DIR` names.
     """
     checkout = _arguments(session)[0].megatron_lm
     if reader == "checkout" and checkout is None:

@@ -107,7 +107,8 @@ def loads(folder: Path, core: Path, out: Path) -> None:
     with log.open("w") as said:
         code = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
-        raise Failed(f"{log.read_text('utf-8').strip().splitlines()[-1]}\n  its log: {log}")
+        error = log.read_text("utf-8").strip().splitlines()[-1].removeprefix("[rank0]: ")
+        raise Failed(f"{error}\n  its log: {log}")
     _check_origin(log, core)
 
 
