@@ -220,7 +220,7 @@ def main() -> None:
     for name, does in (("make", "make the release"), ("read", "let a Megatron Core read it")):
         command = commands.add_parser(name, help=does)
         command.add_argument("folder", type=Path, help="where the release is")
-    command.add_argument("reader", help=f"one of {', '.join(CORES)}, or a checkout of Megatron-LM")
+    commands.choices["read"].add_argument("reader", help=f"one of {', '.join(CORES)}, or a checkout of Megatron-LM")
     given = parser.parse_args()
     reader = getattr(given, "reader", REFERENCE)
     if reader not in CORES and not _package_info(Path(reader)).is_file():
