@@ -92,7 +92,8 @@ def writes_release(row: Row) -> str:
     assert tracker == "release", f"the tracker says {tracker}"
     args = read_megatron_lm_args(row.checkpoint)
     assert args.no_save_optim and args.padded_vocab_size, "the args lack what Megatron-LM reads"
-    return "args in `common.pt`" if (row.checkpoint / "release" / "common.pt").exists() else "args in the payload"
+    assert (row.checkpoint / "release" / "common.pt").is_file(), "there is no common.pt, which core 0.12 to 0.18 reads"
+    return "args in `common.pt`"
 
 
 class Payload:
