@@ -280,7 +280,7 @@ def _check_import(source: Path, out: Path, release: bool, overwrite: bool) -> No
 @main.command()
 @CHECKPOINT
 @click.argument("hf_out", type=click.Path(path_type=Path))
-@click.option("--hf-model", metavar="MODEL", help=f"What was imported; {RUN_CONFIG} says it as a rule. {HF_MODEL}")
+@click.option("--hf-model", metavar="MODEL", help=f"What was imported. Default: what {RUN_CONFIG} names, and the files that the release keeps. {HF_MODEL}")
 @TRUST
 @click.pass_context
 def export(ctx: click.Context, out: Path, hf_out: Path, hf_model: str | None, trust_remote_code: bool) -> None:
@@ -301,7 +301,8 @@ def export(ctx: click.Context, out: Path, hf_out: Path, hf_model: str | None, tr
 
         source = hf_model or _imported_from(out)
         options = {"trust_remote_code": True} if trust_remote_code else {}
-        AutoBridge.from_hf_pretrained(source, **options).export_ckpt(out, partial, show_progress=False)
+        bridge = AutoBridge.from_hf_pretrained(source, **options)
+        bridge.export_ckpt(out, partial, show_progress=False, source_path=hf_model)
         if hf_out.exists():
             hf_out.rmdir()
         partial.rename(hf_out)

@@ -135,7 +135,7 @@ def stage_release(root: str | os.PathLike, link_iter_0: bool = False) -> str:
         except (OSError, ValueError) as caught:
             error = caught
     _raise_everywhere(error)
-    return str(_payload_being_written(root))
+    return str(payload_being_written(root))
 
 
 def publish_release(root: str | os.PathLike) -> None:
@@ -258,7 +258,7 @@ def finalize_release(root: str | os.PathLike, cfg: Any) -> None:
     from megatron.bridge.training.checkpointing import save_tokenizer_assets
     from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer
 
-    payload = str(_payload_being_written(root))
+    payload = str(payload_being_written(root))
     write_common_pt(payload)
     cfg.to_yaml(checkpoint_utils.get_checkpoint_run_config_filename(payload))
     tokenizer = getattr(cfg.dataset, "tokenizer", None)
@@ -432,7 +432,8 @@ def _train_state_file(root: str | os.PathLike) -> str:
     return checkpoint_utils.get_checkpoint_train_state_filename(str(root), prefix=checkpoint_utils.TRACKER_PREFIX)
 
 
-def _payload_being_written(root: str | os.PathLike) -> Any:
+def payload_being_written(root: str | os.PathLike) -> Any:
+    """Return the folder that :func:`stage_release` has opened, a ``pathlib.Path`` or MultiStorageClient's."""
     path = as_path(root)
     return path / (STAGING_DIR if isinstance(path, Path) else RELEASE)
 
@@ -444,7 +445,7 @@ def _saved_iterations(root: Any) -> list[int]:
 
 def _open_staging(root: str | os.PathLike) -> None:
     """Make an empty staging folder and lock it, or over MultiStorageClient an empty ``release/``."""
-    payload = _payload_being_written(root)
+    payload = payload_being_written(root)
     if not isinstance(payload, Path):
         _clear_remote_release(root, payload)
         _open_stagings[str(root)] = _Staging()
