@@ -65,6 +65,8 @@ CORES = list(nox.project.load_toml("tests/compatibility/cores.toml"))
 built: list[Path] = []
 # Of the environment of megatron_versions_release: one for all Megatron Cores.
 shared_bin: list[Path] = []
+# The Python of the session `transformers_4`, for the functional tests.
+transformers_4_python: list[str] = []
 
 
 @nox.session(python=PYTHON)
@@ -122,7 +124,18 @@ def unit(session: nox.Session) -> None:
     _pytest(session, ["tests/reliability", "tests/unit"])
 
 
-@nox.session(python=PYTHON, requires=["build"], venv_params=["--system-site-packages"] if GPU else [])
+@nox.session(python=PYTHON)
+def transformers_4(session: nox.Session) -> None:
+    """Install the transformers of Bridge 0.3, with which the functional tests read what is exported."""
+    session.install(f"transformers=={RELEASES['0.3.1'].transformers}", *_torch())
+    transformers_4_python[:] = [str(Path(session.bin, "python"))]
+
+
+@nox.session(
+    python=PYTHON,
+    requires=["build", *([] if GPU else ["transformers_4"])],
+    venv_params=["--system-site-packages"] if GPU else [],
+)
 def functional(session: nox.Session, *options: str) -> None:
     """Convert, train with Megatron-LM, resume and export, on what the machine has."""
     if GPU:
@@ -132,11 +145,14 @@ def functional(session: nox.Session, *options: str) -> None:
     given = _arguments(session)[0]
     checkouts = {"--megatron-lm": given.megatron_lm, "--primus": given.primus}
     taken = [f"{option}={checkout}" for option, checkout in checkouts.items() if checkout]
+    session.env["TRANSFORMERS_4_PYTHON"] = next(iter(transformers_4_python), None)
     _pytest(session, ["tests/functional"], *options, *taken)
 
 
 def _functional_on(platform: str) -> None:
-    @nox.session(python=PYTHON, requires=["build"], name=f"functional({platform})", venv_params=functional.venv_params)
+    @nox.session(
+        python=PYTHON, requires=functional.requires, name=f"functional({platform})", venv_params=functional.venv_params
+    )
     def forced(session: nox.Session) -> None:
         """The same, on this platform or not at all."""
         functional(session, f"--platform={platform}")
@@ -238,13 +254,12 @@ def adopt(session: nox.Session) -> None:
 
 def _install_release(session: nox.Session, version: str, folder: Path) -> None:
     """Builds on this release of upstream, and installs that with what goes with it."""
-    torch = [each for each in _group("functional") if each.startswith("torch==")]
     pins = _goes_with(version)
     session.install(*_group("fork"))
     build = ["python", "-m", "fork", "build", f"--out={folder}", f"--upstream={version}"]
     wheel = session.run_install(*build, silent=True, stderr=None)
     if wheel:
-        session.install(wheel.strip(), *pins, *torch)
+        session.install(wheel.strip(), *pins, *_torch())
         session.install("--force-reinstall", "--no-deps", wheel.strip())
 
 
@@ -252,6 +267,10 @@ def _goes_with(version: str) -> list[str]:
     """The packages that go with a release of upstream."""
     release = RELEASES[version]
     return [f"megatron-core=={release.megatron_core}", f"transformers=={release.transformers}"]
+
+
+def _torch() -> list[str]:
+    return [each for each in _group("functional") if each.startswith("torch==")]
 
 
 def _release(session: nox.Session) -> list[str]:

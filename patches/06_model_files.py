@@ -4,30 +4,26 @@
 Upstream status: not proposed yet.
 """
 
-import libcst.matchers as m
-
-from fork.edits import Change, File, add_import, call, insert_before, insert_first, wrap
+from fork.edits import Change, File, add_import, call, insert_after, insert_before, insert_first
 
 
 change = Change(
     name="model-files",
     message="""\
-fix(ckpt): give back a model's own tokenizer and config at export
+fix(ckpt): give back the files of a model beside its weights at export
 
-An export wrote tokenizer and config as the installed transformers saves
-them. What transformers 5 writes, 4.57 refuses (the tokenizer's class is
-TokenizersBackend) or misreads (only rope_parameters, so that rope_theta is
-10000). The license, the model card and, without trust_remote_code, the
-model's code were lost.
+An export wrote the tokenizer as the installed transformers saves it. What
+transformers 5 writes, 4.57 refuses: the tokenizer's class is
+TokenizersBackend. The license, the model card and, without
+trust_remote_code, the model's code were lost.
 
-A release checkpoint now keeps these files byte for byte in hf/, and
-export_ckpt puts them in the place of what transformers wrote. config.json
-is the source's own, with what conversion or training changed in it. A
-source_path that is a model goes before what was kept.
+A release checkpoint now keeps these files byte for byte in hf/, the
+tokenizer's in tokenizer/, too. export_ckpt puts them in the place of what
+transformers wrote. A source_path that is a model goes before what was kept.
 """,
     why=(
         "A release keeps the files of its Hugging Face model beside the weights byte for byte, and an export gives "
-        "them back, so that every transformers that reads the source reads the export."
+        "them back, so that every transformers reads the tokenizer that reads the source's."
     ),
     edits=[
         File(
@@ -47,13 +43,14 @@ source_path that is a model goes before what was kept.
         File(
             "models/conversion/auto_bridge.py",
             [
-                wrap(
+                insert_before(
                     "AutoBridge.export_ckpt",
-                    m.Expr(value=call("self.save_hf_pretrained")),
+                    call("self.save_hf_pretrained"),
                     "from megatron.bridge.models.hf_pretrained import model_files\n"
                     "\n"
-                    "with model_files.given_back(self, megatron_path, hf_path, source_path):\n    {}",
+                    "own_files = model_files.own_files(self, megatron_path, hf_path, source_path)",
                 ),
+                insert_after("AutoBridge.export_ckpt", call("self.save_hf_pretrained"), "own_files.give_back()"),
             ],
         ),
     ],

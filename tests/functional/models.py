@@ -14,8 +14,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizer import train_tokenizer
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 
+# How Qwen 2 splits text before it is encoded.
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 VOCAB_SIZE = 384  # a multiple of 128, so that one rank of Megatron-LM pads nothing
 
 _TINY = {
@@ -160,6 +165,60 @@ def make_model(folder: Path, family: str = "llama-3", dtype: torch.dtype = torch
             buffer.data = buffer.data.float()  # as DeepSeek stores it, whatever the weights are in
     model.save_pretrained(folder)
     return folder
+
+
+def as_published(folder: Path) -> Path:
+    """Spell a checkpoint of `make_model` as models are published, by transformers 4, with what lies beside weights.
+
+    Args:
+        folder: The checkpoint, which is changed.
+
+    Returns:
+        `folder`.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    config |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope if len(rope) > 1 else None}
+    config |= {"torch_dtype": config.pop("dtype"), "transformers_version": "4.43.0.dev0"}
+    special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>"}
+    files = {"config.json": config, "special_tokens_map.json": special}
+    tokenizer = special | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if config["model_type"] == "qwen2":
+        tokenizer = special | {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "unk_token": None}
+        del files["special_tokens_map.json"]
+        _split_as_qwen(folder)
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    template = folder / "chat_template.jinja"
+    files["tokenizer_config.json"] = tokenizer | {
+        "added_tokens_decoder": {token.pop("id"): token for token in added},
+        "chat_template": template.read_text(),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 512,
+    }
+    template.unlink()
+    files["generation_config.json"] = {"do_sample": True, "top_p": 0.9, "transformers_version": "4.43.0.dev0"}
+    for name, content in files.items():
+        (folder / name).write_text(f"{json.dumps(content, indent=2)}\n")
+    (folder / "LICENSE").write_text("A license.\n")
+    (folder / "README.md").write_text("---\nlicense: other\n---\n# A model\n")
+    (folder / "modeling_tiny.py").write_text('raise SystemExit("the code of a model ran")\n')
+    return folder
+
+
+def _split_as_qwen(folder: Path) -> None:
+    """Let the tokenizer of a checkpoint split text as Qwen 2.5 does, and write its two older files."""
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    digits = pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.normalizer = normalizers.NFC()
+    content = json.loads(tokenizer.to_str()) | {"post_processor": None}
+    path.write_text(json.dumps(content, indent=2))
+    (folder / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in content["model"]["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
 
 
 def _disturb(model: torch.nn.Module) -> None:

@@ -6,24 +6,17 @@ and leaves out what it doesn't know: the license, the model card, the model's co
 in `hf/` of the payload. Their names say which ones they are. None of them is run.
 """
 
-import json
 import logging
-import math
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
-from safetensors import safe_open
-from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
-from megatron.bridge.models.conversion.hf_checkpoint import SAFETENSORS_DTYPES
-from megatron.bridge.models.hf_pretrained.safe_config_loader import safe_load_config_with_retry
 from megatron.bridge.training.release_checkpoint import RELEASE, resolve_checkpoint
 from megatron.bridge.training.utils.checkpoint_utils import file_exists
 from megatron.bridge.utils.common_utils import get_rank_safe
@@ -56,8 +49,6 @@ RESAVED = (CONFIG, *TOKENIZER, GENERATION, *PROCESSOR)
 ALLOWED = (*RESAVED, CODE, *DOCUMENTS)
 # How a tokenizer is loaded, and not what it is.
 _LOADING = {"use_fast", "trust_remote_code", "revision", "include_special_tokens"}
-# Where a config comes from, and what the files that are written say.
-_NO_CHANGE = {"_name_or_path", "transformers_version", "auto_map", "torch_dtype", "dtype", "quantization_config"}
 
 
 def keep_model_files(payload: Any, cfg: "ConfigContainer") -> None:
@@ -91,48 +82,61 @@ def has_own_tokenizer(payload: str | os.PathLike) -> bool:
     return file_exists(os.path.join(payload, "tokenizer", CONFIG))
 
 
-@contextmanager
-def given_back(
+@dataclass(frozen=True)
+class OwnFiles:
+    """A model's own files, which go in the place of those that an export writes.
+
+    Attributes:
+        files: Where each lies, by name. Empty where there are none, and on every rank but 0.
+        target: Where the export writes to.
+        before: What was there before the export, and when it was written.
+        left: Names of what stays as the export writes it.
+    """
+
+    files: dict[str, Path]
+    target: Path
+    before: dict[str, tuple[int, ...]]
+    left: tuple[str, ...]
+
+    def give_back(self) -> None:
+        """Put the files, but for the config, where the export has written, and remove what the model doesn't have."""
+        if not self.files:
+            return
+        written = {name for name, state in _states(self.target).items() if self.before.get(name) != state}
+        for name in written - self.files.keys():
+            if not _is(name, *self.left):
+                (self.target / name).unlink()
+        _copy({name: path for name, path in self.files.items() if name != CONFIG}, self.target)
+
+
+def own_files(
     bridge: "AutoBridge",
     megatron_path: str | os.PathLike,
     hf_path: str | os.PathLike,
     source_path: str | os.PathLike | None = None,
-) -> Iterator[None]:
-    """Put a model's own files in the place of those that an export writes within. Every rank may call it.
+) -> OwnFiles:
+    """Find the files that an export gives back, before it writes. Every rank may call it.
 
     Args:
-        bridge: The bridge that exports.
+        bridge: The bridge that exports. A tokenizer or a generation config that its caller has changed is exported.
         megatron_path: Checkpoint root or payload folder. The release there, or beside it, has kept the files.
         hf_path: Where the export writes to.
         source_path: A Hugging Face model, folder or model ID, whose files go before the kept ones.
 
-    Raises:
-        ValueError: The config to give back is damaged. Nothing is written then.
+    Returns:
+        The files.
     """
-    if get_rank_safe() != 0:
-        yield
-        return
-    files = _files_to_give_back(Path(resolve_checkpoint(megatron_path)), source_path)
-    config = _read_config(files[CONFIG]) if CONFIG in files else None
     target = Path(hf_path)
-    before = _states(target)
-    yield
-    if not files:
-        return
-    written = {name for name, state in _states(target).items() if before.get(name) != state}
-    for name in written - files.keys() - {CONFIG}:
-        if _has(files, *TOKENIZER) or not _is(name, *TOKENIZER):
-            (target / name).unlink()
-    own_config = files.pop(CONFIG, None)
-    _copy(files, target)
-    if own_config is not None:
-        _write_config(target, own_config, config, bridge)
+    if get_rank_safe() != 0:
+        return OwnFiles({}, target, {}, ())
+    changed = _changed_by_caller(bridge.hf_pretrained)
+    found = _files_of_source_or_release(Path(resolve_checkpoint(megatron_path)), source_path)
+    files = {name: path for name, path in found.items() if not _is(name, *changed)}
+    without = () if _has(files, *TOKENIZER) else TOKENIZER
+    return OwnFiles(files, target, _states(target), (CONFIG, *changed, *without))
 
 
-# --- files -------------------------------------------------------------------------------------------------------
-
-
-def _files_to_give_back(payload: Path, source_path: str | os.PathLike | None) -> dict[str, Path]:
+def _files_of_source_or_release(payload: Path, source_path: str | os.PathLike | None) -> dict[str, Path]:
     source = _local_folder(source_path)
     if source is not None and (source / CONFIG).is_file():
         return _found(source, links=True)
@@ -146,6 +150,21 @@ def _files_to_give_back(payload: Path, source_path: str | os.PathLike | None) ->
             transformers.__version__,
         )
     return files
+
+
+def _changed_by_caller(pretrained: Any) -> tuple[str, ...]:
+    """Return the names of files whose content a caller has set on a model: `bridge.hf_pretrained.tokenizer = ...`."""
+    tokenizer, generation = (getattr(pretrained, name, None) for name in ("_tokenizer", "_generation_config"))
+    changed = ()
+    if tokenizer is not None and _telling(tokenizer) != _telling(pretrained._load_tokenizer()):
+        changed += TOKENIZER
+    if generation is not None and generation != pretrained._load_generation_config():
+        changed += (GENERATION,)
+    return changed
+
+
+def _telling(tokenizer: Any) -> tuple[Any, ...]:
+    return tokenizer.get_vocab(), tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None)
 
 
 def _found(folder: Path, links: bool) -> dict[str, Path]:
@@ -209,10 +228,11 @@ def _copy(files: Mapping[str, Path], folder: Any) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            _write(target, file.read(MAX_BYTES))
+            write(target, file.read(MAX_BYTES))
 
 
-def _write(target: Any, data: bytes) -> None:
+def write(target: Any, data: bytes) -> None:
+    """Write a file whole or not at all, whatever lies there; `target` is a `pathlib.Path` or MultiStorageClient's."""
     if not isinstance(target, Path):
         target.write_bytes(data)
         return
@@ -247,88 +267,3 @@ def _local_folder(model: str | os.PathLike | None, revision: str | None = None) 
     except Exception as error:  # whatever there is between here and the hub
         logger.debug("%s is taken as it is in the cache: %s", model, error)
         return config.parent
-
-
-# --- config.json -------------------------------------------------------------------------------------------------
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): import the model again, or pass another source") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, expected an object: import the model again")
-    return config
-
-
-def _write_config(target: Path, own: Path, config: dict[str, Any], bridge: "AutoBridge") -> None:
-    """Write the model's own config, with what conversion or training changed; its own bytes if that is nothing."""
-    before = json.dumps(config)
-    if "quantization_config" not in _read_config(target / CONFIG):
-        config.pop("quantization_config", None)
-    _apply(config, *_configs(bridge, config))
-    _set_dtype(config, config.get("torch_dtype", config.get("dtype")), _dtype_of_weights(target))
-    if json.dumps(config) == before:
-        _copy({CONFIG: own}, target)
-    else:
-        _write(target / CONFIG, f"{json.dumps(config, indent=2, ensure_ascii=False)}\n".encode())
-
-
-def _configs(bridge: "AutoBridge", kept: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the config that a bridge was made of, and the one that it has now, both as transformers spells them."""
-    pretrained = bridge.hf_pretrained
-    config = pretrained if isinstance(pretrained, PretrainedConfig) else pretrained.config
-    if config is not pretrained:
-        revision = pretrained.init_kwargs.get("revision")
-        options = {"trust_remote_code": bool(getattr(pretrained, "trust_remote_code", False))}
-        options |= {"revision": revision} if revision else {}
-        try:
-            source = safe_load_config_with_retry(pretrained.model_name_or_path, **options)
-            return source.to_dict(), config.to_dict()
-        except (OSError, ValueError) as error:
-            logger.debug("%s is compared with the kept config: %s", pretrained.model_name_or_path, error)
-    return type(config).from_dict(dict(kept)).to_dict(), config.to_dict()
-
-
-def _apply(config: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Make the changes from `old` to `new` in a config that may spell them in another way."""
-    for key in sorted({*old, *new} - _NO_CHANGE):
-        value = new.get(key)
-        if old.get(key) == value:
-            continue
-        if all(isinstance(each.get(key), dict) for each in (config, old, new)):
-            _apply(config[key], old[key], value)
-        elif key == "rope_parameters" and key not in config and isinstance(value, dict) and "rope_theta" in value:
-            # transformers up to 4 spells it so, and 5 reads it.
-            rope = {name: each for name, each in value.items() if name != "rope_theta" and name not in config}
-            config |= {name: each for name, each in value.items() if name not in rope}
-            config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
-        elif key in new:
-            config[key] = value
-        else:
-            config.pop(key, None)
-
-
-def _set_dtype(config: dict[str, Any], old: str | None, new: str | None) -> None:
-    """Say in which dtype the weights are, wherever a config names the one that it names for all of them."""
-    if not old or not new or old == new:
-        return
-    for key, value in config.items():
-        if isinstance(value, dict) and key != "quantization_config":
-            _set_dtype(value, old, new)
-        elif key in ("torch_dtype", "dtype") and value == old:
-            config[key] = new
-
-
-def _dtype_of_weights(folder: Path) -> str | None:
-    """Return the dtype that most of the weights in a folder have, as a config spells it."""
-    numbers = Counter()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                tensor = opened.get_slice(name)
-                numbers[tensor.get_dtype()] += math.prod(tensor.get_shape())
-    dtypes = (SAFETENSORS_DTYPES.get(name) for name, _ in numbers.most_common())
-    found = next((dtype for dtype in dtypes if dtype and dtype.is_floating_point and dtype.itemsize > 1), None)
-    return str(found).removeprefix("torch.") if found else None
