@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what the transformers of this environment makes of Hugging Face models: `read_model.py FOLDER...` prints JSON."""
+"""Says, as JSON, what the transformers of this environment reads in Hugging Face models: `read_model.py FOLDER...`."""
 
 import json
 import sys

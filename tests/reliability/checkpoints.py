@@ -27,6 +27,7 @@ from megatron.bridge.training.mlm_compat.checkpoint_args import read_megatron_lm
 from megatron.bridge.training.release_checkpoint import read_tracker, resolve_checkpoint
 
 
+PAYLOAD = PAYLOAD | {"hf"}
 __all__ = ["PAYLOAD", "TRACKER", "AutoBridge", "read_megatron_lm_args", "save_hf_model", "weights"]
 # Else each fork would load them.
 for lazy in ("training.checkpointing", "training.model_load_save", "training.tokenizers.tokenizer"):

@@ -280,7 +280,9 @@ def _check_import(source: Path, out: Path, release: bool, overwrite: bool) -> No
 @main.command()
 @CHECKPOINT
 @click.argument("hf_out", type=click.Path(path_type=Path))
-@click.option("--hf-model", metavar="MODEL", help=f"What was imported. Default: what {RUN_CONFIG} names, and the files that the release keeps. {HF_MODEL}")
+@click.option(
+    "--hf-model", metavar="MODEL", help=f"What was imported. Default: the one that {RUN_CONFIG} names. {HF_MODEL}"
+)
 @TRUST
 @click.pass_context
 def export(ctx: click.Context, out: Path, hf_out: Path, hf_model: str | None, trust_remote_code: bool) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_release_checkpoint import PAYLOAD, TRACKER, assert_same_weights, save_hf_model, weights
+from test_release_checkpoint import PAYLOAD, TRACKER, assert_same_weights, names, save_hf_model, weights
 from test_release_layout import object_store  # noqa: F401 - a fixture
 
 from megatron.bridge import AutoBridge
@@ -59,8 +59,7 @@ def test_two_ranks_write_one_release_and_refuse_together(hf_model, tmp_path):
     assert {path.name for path in training.iterdir()} == {"iter_0000006"}
 
     AutoBridge.import_ckpt(hf_model, tmp_path / "single")
-    names = {path.name for path in (tmp_path / "out/release").iterdir()}
-    assert names == PAYLOAD | {"__1_0.distcp"}
+    assert names(tmp_path / "out/release") == PAYLOAD | {"__1_0.distcp"}
     assert (tmp_path / "out" / TRACKER).read_text() == "release"
     assert_same_weights(weights(tmp_path / "out/release"), weights(tmp_path / "single/release"))
     args, single = (vars(read_megatron_lm_args(tmp_path / root)) for root in ("out", "single"))

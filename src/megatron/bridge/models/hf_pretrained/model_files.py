@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of a Hugging Face model beside its weights: a release checkpoint keeps them, an export gives them back.
 
-transformers re-saves a tokenizer and a config in the form of its own version, which older versions refuse or misread,
-and leaves out what it doesn't know: the license, the model card, the model's code. So these files travel byte for byte,
-in `hf/` of the payload. Their names say which ones they are. None of them is run.
+transformers saves a tokenizer and a config in the form of its own version, which older versions refuse or misread. It
+leaves out what it doesn't know: the license, the model card, the model's code. So these files travel byte for byte, in
+`hf/` of the payload. They are told by their names, and none of them is run.
 """
 
 import logging
@@ -43,7 +43,19 @@ GENERATION = "generation_config.json"
 PROCESSOR = ("*processor_config.json", "feature_extractor*.json", "audio_tokenizer_config.json")
 CODE = "*.py"
 DOCUMENTS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "README*")
-WEIGHTS = tuple(f"*.{form}" for form in "safetensors bin pt pth ckpt gguf onnx h5 msgpack npz pkl".split())
+WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.gguf",
+    "*.onnx",
+    "*.h5",
+    "*.msgpack",
+    "*.npz",
+    "*.pkl",
+)
 # What transformers writes of a model, too: in its own form, or though the model has no such file.
 RESAVED = (CONFIG, *TOKENIZER, GENERATION, *PROCESSOR)
 ALLOWED = (*RESAVED, CODE, *DOCUMENTS)
@@ -118,7 +130,7 @@ def own_files(
     """Find the files that an export gives back, before it writes. Every rank may call it.
 
     Args:
-        bridge: The bridge that exports. A tokenizer or a generation config that its caller has changed is exported.
+        bridge: The bridge that exports. A generation config that its caller has set is exported as it is.
         megatron_path: Checkpoint root or payload folder. The release there, or beside it, has kept the files.
         hf_path: Where the export writes to.
         source_path: A Hugging Face model, folder or model ID, whose files go before the kept ones.
@@ -129,11 +141,14 @@ def own_files(
     target = Path(hf_path)
     if get_rank_safe() != 0:
         return OwnFiles({}, target, {}, ())
-    changed = _changed_by_caller(bridge.hf_pretrained)
-    found = _files_of_source_or_release(Path(resolve_checkpoint(megatron_path)), source_path)
-    files = {name: path for name, path in found.items() if not _is(name, *changed)}
-    without = () if _has(files, *TOKENIZER) else TOKENIZER
-    return OwnFiles(files, target, _states(target), (CONFIG, *changed, *without))
+    files = _files_of_source_or_release(Path(resolve_checkpoint(megatron_path)), source_path)
+    left = (CONFIG,) if _has(files, *TOKENIZER) else (CONFIG, *TOKENIZER)
+    pretrained = bridge.hf_pretrained
+    generation = getattr(pretrained, "_generation_config", None)
+    if generation is not None and generation != pretrained._load_generation_config():
+        files.pop(GENERATION, None)
+        left += (GENERATION,)
+    return OwnFiles(files, target, _states(target), left)
 
 
 def _files_of_source_or_release(payload: Path, source_path: str | os.PathLike | None) -> dict[str, Path]:
@@ -150,21 +165,6 @@ def _files_of_source_or_release(payload: Path, source_path: str | os.PathLike | 
             transformers.__version__,
         )
     return files
-
-
-def _changed_by_caller(pretrained: Any) -> tuple[str, ...]:
-    """Return the names of files whose content a caller has set on a model: `bridge.hf_pretrained.tokenizer = ...`."""
-    tokenizer, generation = (getattr(pretrained, name, None) for name in ("_tokenizer", "_generation_config"))
-    changed = ()
-    if tokenizer is not None and _telling(tokenizer) != _telling(pretrained._load_tokenizer()):
-        changed += TOKENIZER
-    if generation is not None and generation != pretrained._load_generation_config():
-        changed += (GENERATION,)
-    return changed
-
-
-def _telling(tokenizer: Any) -> tuple[Any, ...]:
-    return tokenizer.get_vocab(), tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None)
 
 
 def _found(folder: Path, links: bool) -> dict[str, Path]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config.json of an export: the model's own, with what conversion or training changed, in the model's own spelling.
+"""The config.json of an export: the model's own, in its own spelling, with what conversion or training changed.
 
 transformers writes a config in the spelling of its own version, and an older one silently reads defaults for what it
 doesn't find: 5 writes `rope_parameters`, with which 4.57 computes at a `rope_theta` of 10000.
