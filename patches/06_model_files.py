@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a model beside its weights: a release checkpoint keeps them, and an export gives them back.
+"""The files of a model beside its weights: a release checkpoint keeps them.
 
 Upstream status: not proposed yet.
 """
 
-from fork.edits import Change, File, add_import, call, insert_after, insert_before, insert_first
+from fork.edits import Change, File, add_import, call, insert_before, insert_first
 
 
 change = Change(
     name="model-files",
     message="""\
-fix(ckpt): give back the files of a model beside its weights at export
+fix(ckpt): keep the files of a model beside its weights in a release
 
-An export wrote the tokenizer as the installed transformers saves it. What
+An import saved the tokenizer as the installed transformers does. What
 transformers 5 writes, 4.57 refuses: the tokenizer's class is
-TokenizersBackend. The license, the model card and, without
-trust_remote_code, the model's code were lost.
+TokenizersBackend. The rest was lost: the license, the model card, the chat
+templates of a processor, the model's code.
 
-A release checkpoint now keeps these files byte for byte in hf/, the
-tokenizer's in tokenizer/, too. export_ckpt puts them in the place of what
-transformers wrote. A source_path that is a model goes before what was kept.
+A release checkpoint now keeps these files byte for byte in hf/, and those
+of the tokenizer in tokenizer/. They are told by their names; links lead to
+files of the model alone, nothing of them is run, and what goes beyond 64 MB
+is left out with a warning.
 """,
     why=(
-        "A release keeps the files of its Hugging Face model beside the weights byte for byte, and an export gives "
-        "them back, so that every transformers reads the tokenizer that reads the source's."
+        "A release keeps the files of its Hugging Face model beside the weights byte for byte, and its tokenizer is one "
+        "that every transformers reads that reads the model's."
     ),
     edits=[
         File(
@@ -38,19 +39,6 @@ transformers wrote. A source_path that is a model goes before what was kept.
                 insert_first(
                     "save_tokenizer_assets", "if model_files.has_own_tokenizer(checkpoint_path):\n    return\n"
                 ),
-            ],
-        ),
-        File(
-            "models/conversion/auto_bridge.py",
-            [
-                insert_before(
-                    "AutoBridge.export_ckpt",
-                    call("self.save_hf_pretrained"),
-                    "from megatron.bridge.models.hf_pretrained import model_files\n"
-                    "\n"
-                    "own_files = model_files.own_files(self, megatron_path, hf_path, source_path)",
-                ),
-                insert_after("AutoBridge.export_ckpt", call("self.save_hf_pretrained"), "own_files.give_back()"),
             ],
         ),
     ],

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies beside a model's weights goes into a release and comes back at export, byte for byte."""
+"""What lies beside a model's weights goes into a release, byte for byte."""
 
 import os
-import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
 import torch
 import transformers
+from test_release_layout import object_store  # noqa: F401 - a fixture
 from tiny_models import hf_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -41,14 +40,8 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def beside_weights(folder):
-    return {name: data for name, data in contents(folder).items() if name in STAYS or not name.startswith("model.")}
-
-
-@pytest.fixture(scope="module")
-def hf_model(tmp_path_factory):
-    """A model as it is published, without a generation config."""
-    folder = tmp_path_factory.mktemp("hf")
+def publish_model(folder):
+    """Make a model as it is published, without a generation config."""
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(hf_config("llama-3")).save_pretrained(folder)
     (folder / "generation_config.json").unlink()
@@ -56,6 +49,11 @@ def hf_model(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     return write(folder, PUBLISHED)
+
+
+@pytest.fixture(scope="module")
+def hf_model(tmp_path_factory):
+    return publish_model(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +65,6 @@ def root(tmp_path_factory, hf_model):
         (hf_model / name).unlink()
     (hf_model / "original").rmdir()
     return root
-
-
-@pytest.fixture
-def copy(root, tmp_path):
-    return Path(shutil.copytree(root, tmp_path / "copy"))
-
-
-def export(bridge, root, target, **options):
-    bridge.export_ckpt(root, target, show_progress=False, **options)
-    return target
 
 
 def test_release_keeps_what_is_named_and_nothing_else(root, hf_model):
@@ -96,53 +84,11 @@ def test_every_road_keeps_the_same(root, hf_model, tmp_path, options):
         assert contents(tmp_path / "release" / folder) == contents(root / "release" / folder)
 
 
-def test_export_gives_back_the_bytes(root, hf_model, tmp_path):
-    assert beside_weights(export(AutoBridge.from_hf_pretrained(hf_model), root, tmp_path)) == beside_weights(hf_model)
-
-
-def test_kept_files_go_before_the_bridges_and_source_path_before_them(copy, hf_model, tmp_path):
-    other = Path(shutil.copytree(hf_model, tmp_path / "other"))
-    write(other, {"LICENSE.txt": "Another license."})
-    bridge = AutoBridge.from_hf_pretrained(other)
-    # As Megatron-LM saves it: beside the release, without a run config.
-    without = shutil.ignore_patterns("*.yaml", "hf", "tokenizer")
-    trained = Path(shutil.copytree(copy / "release", copy / "iter_0000003", ignore=without))
-    assert (export(bridge, copy / "release", tmp_path / "1") / "LICENSE.txt").read_text() == "A license."
-    assert (export(bridge, trained, tmp_path / "2") / "LICENSE.txt").read_text() == "A license."
-    source = export(bridge, copy / "release", tmp_path / "3", source_path=other)
-    assert (source / "LICENSE.txt").read_text() == "Another license."
-
-
-def test_release_that_keeps_nothing_is_exported_as_transformers_saves_it(copy, hf_model, tmp_path, caplog):
-    shutil.rmtree(copy / "release/hf")
-    bridge = AutoBridge.from_hf_pretrained(hf_model)
-    assert not (export(bridge, copy, tmp_path / "out") / "LICENSE.txt").exists()
-    (warning,) = [each for each in caplog.messages if "keeps no files" in each]
-    assert "--hf-model" in warning
-    assert beside_weights(export(bridge, copy, tmp_path / "again", source_path=hf_model)) == beside_weights(hf_model)
-
-
-def test_a_slow_tokenizer_stays_slow_and_files_of_others_stay(copy, hf_model, tmp_path):
-    (copy / "release/hf/tokenizer.json").rename(copy / "release/hf/tokenizer.model")
-    target = write(tmp_path / "out", {"merges.txt": "mine", "notes.txt": "mine"})
-    found = contents(export(AutoBridge.from_hf_pretrained(hf_model), copy, target))
-    assert "tokenizer.model" in found and "tokenizer.json" not in found
-    assert found["merges.txt"] == found["notes.txt"] == b"mine"
-
-
-def test_weights_in_a_release_never_come_back(copy, hf_model, tmp_path):
-    write(copy / "release/hf", {"model.safetensors": "x", "model.safetensors.index.json": "{}", "README.pt": "x"})
-    target = export(AutoBridge.from_hf_pretrained(hf_model), copy, tmp_path / "out")
-    assert (target / "model.safetensors").stat().st_size > 1000
-    assert not (target / "model.safetensors.index.json").exists() and not (target / "README.pt").exists()
-
-
-def test_generation_config_that_a_caller_has_set_is_exported(root, hf_model, tmp_path):
-    bridge = AutoBridge.from_hf_pretrained(hf_model)
-    bridge.hf_pretrained.generation_config = transformers.GenerationConfig(max_new_tokens=7)
-    target = export(bridge, root, tmp_path)
-    assert transformers.GenerationConfig.from_pretrained(target).max_new_tokens == 7
-    assert (target / "LICENSE.txt").read_text() == "A license."
+def test_an_object_store_gets_the_same(root, hf_model, object_store):  # noqa: F811
+    url, place = object_store
+    AutoBridge.import_ckpt(hf_model, url)
+    for folder in ("hf", "tokenizer"):
+        assert contents(place / "release" / folder) == contents(root / "release" / folder)
 
 
 # --- hostile and large ----------------------------------------------------------------------------------------------
@@ -168,19 +114,6 @@ def test_links_lead_to_files_of_the_model(tmp_path, caplog):
     assert keep(source, tmp_path / "payload").keys() == {"config.json", "merges.txt", "vocab.json"}
     left_out = " ".join(each for each in caplog.messages if "is left out" in each)
     assert all(name in left_out for name in ("README.md", "LICENSE", "NOTICE", "tokenizer.json", "code.py"))
-
-
-@pytest.mark.parametrize("hostile", ["file", "folder"])
-def test_links_in_a_release_are_not_followed(copy, hf_model, tmp_path, hostile):
-    kept = copy / "release/hf"
-    if hostile == "folder":
-        kept.rename(tmp_path / "elsewhere")
-        kept.symlink_to(tmp_path / "elsewhere")
-    else:
-        (kept / "LICENSE.txt").rename(kept / "mine")
-        (kept / "LICENSE.txt").symlink_to("mine")
-    target = export(AutoBridge.from_hf_pretrained(hf_model), copy, tmp_path / "out")
-    assert not (target / "LICENSE.txt").exists()
 
 
 def test_the_largest_are_left_out_and_a_tokenizer_as_a_whole(tmp_path, caplog, monkeypatch):

@@ -9,22 +9,17 @@ leaves out what it doesn't know: the license, the model card, the model's code. 
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import transformers
 from transformers.utils import cached_file
 
-from megatron.bridge.training.release_checkpoint import RELEASE, resolve_checkpoint
 from megatron.bridge.training.utils.checkpoint_utils import file_exists
-from megatron.bridge.utils.common_utils import get_rank_safe
 from megatron.bridge_cli.durable_files import write_new
 
 
 if TYPE_CHECKING:
-    from megatron.bridge.models.conversion.auto_bridge import AutoBridge
     from megatron.bridge.training.config import ConfigContainer
 
 logger = logging.getLogger(__name__)
@@ -74,19 +69,19 @@ def keep_model_files(payload: Any, cfg: "ConfigContainer") -> None:
     metadata = vars(cfg.model) | (getattr(cfg.model, "extra_checkpoint_metadata", None) or {})
     model, tokenizer = metadata.get("hf_model_id"), cfg.tokenizer
     options = getattr(tokenizer, "hf_tokenizer_kwargs", None) or {}
-    source = _local_folder(model, metadata.get("hf_model_revision") or options.get("revision"))
-    files = _found(source, links=True) if source else {}
-    _copy(files, payload / KEPT)
+    source = local_folder(model, metadata.get("hf_model_revision") or options.get("revision"))
+    files = found_files(source, links=True) if source else {}
+    copy_files(files, payload / KEPT)
     changes = (getattr(tokenizer, name, None) for name in ("special_tokens", "chat_template", "chat_template_path"))
     if (
-        _has(files, *TOKENIZER)
+        has_one_of(files, *TOKENIZER)
         and str(getattr(tokenizer, "tokenizer_model", None)) == str(model)
         and not options.keys() - _LOADING
         and not any(changes)
     ):
         # Config and code say which class a tokenizer has that doesn't say so itself.
         own = (CONFIG, *TOKENIZER, CODE)
-        _copy({name: path for name, path in files.items() if _is(name, *own)}, payload / "tokenizer")
+        copy_files({name: path for name, path in files.items() if is_one_of(name, *own)}, payload / "tokenizer")
 
 
 def has_own_tokenizer(payload: str | os.PathLike) -> bool:
@@ -94,80 +89,7 @@ def has_own_tokenizer(payload: str | os.PathLike) -> bool:
     return file_exists(os.path.join(payload, "tokenizer", CONFIG))
 
 
-@dataclass(frozen=True)
-class OwnFiles:
-    """A model's own files, which go in the place of those that an export writes.
-
-    Attributes:
-        files: Where each lies, by name. Empty where there are none, and on every rank but 0.
-        target: Where the export writes to.
-        before: What was there before the export, and when it was written.
-        left: Names of what stays as the export writes it.
-    """
-
-    files: dict[str, Path]
-    target: Path
-    before: dict[str, tuple[int, ...]]
-    left: tuple[str, ...]
-
-    def give_back(self) -> None:
-        """Put the files, but for the config, where the export has written, and remove what the model doesn't have."""
-        if not self.files:
-            return
-        written = {name for name, state in _states(self.target).items() if self.before.get(name) != state}
-        for name in written - self.files.keys():
-            if not _is(name, *self.left):
-                (self.target / name).unlink()
-        _copy({name: path for name, path in self.files.items() if name != CONFIG}, self.target)
-
-
-def own_files(
-    bridge: "AutoBridge",
-    megatron_path: str | os.PathLike,
-    hf_path: str | os.PathLike,
-    source_path: str | os.PathLike | None = None,
-) -> OwnFiles:
-    """Find the files that an export gives back, before it writes. Every rank may call it.
-
-    Args:
-        bridge: The bridge that exports. A generation config that its caller has set is exported as it is.
-        megatron_path: Checkpoint root or payload folder. The release there, or beside it, has kept the files.
-        hf_path: Where the export writes to.
-        source_path: A Hugging Face model, folder or model ID, whose files go before the kept ones.
-
-    Returns:
-        The files.
-    """
-    target = Path(hf_path)
-    if get_rank_safe() != 0:
-        return OwnFiles({}, target, {}, ())
-    files = _files_of_source_or_release(Path(resolve_checkpoint(megatron_path)), source_path)
-    left = (CONFIG,) if _has(files, *TOKENIZER) else (CONFIG, *TOKENIZER)
-    pretrained = bridge.hf_pretrained
-    generation = getattr(pretrained, "_generation_config", None)
-    if generation is not None and generation != pretrained._load_generation_config():
-        files.pop(GENERATION, None)
-        left += (GENERATION,)
-    return OwnFiles(files, target, _states(target), left)
-
-
-def _files_of_source_or_release(payload: Path, source_path: str | os.PathLike | None) -> dict[str, Path]:
-    source = _local_folder(source_path)
-    if source is not None and (source / CONFIG).is_file():
-        return _found(source, links=True)
-    release = payload.parent / RELEASE if payload.name.startswith("iter_") else payload
-    files = _found(release / KEPT, links=False)
-    if not files:
-        logger.warning(
-            "%s keeps no files of its Hugging Face model: tokenizer and config are written as transformers %s does; "
-            "pass the model as source_path (--hf-model) to get its own",
-            payload,
-            transformers.__version__,
-        )
-    return files
-
-
-def _found(folder: Path, links: bool) -> dict[str, Path]:
+def found_files(folder: Path, links: bool) -> dict[str, Path]:
     """Return the files of a model beside its weights, by name. What can't be taken is left out, with a warning.
 
     Args:
@@ -175,8 +97,8 @@ def _found(folder: Path, links: bool) -> dict[str, Path]:
         links: Whether symbolic links count, as in the hub's cache.
     """
     files, sizes = {}, {}
-    for name in _names(folder):
-        if not _is(name, *ALLOWED) or _is(name, *WEIGHTS):
+    for name in names_in(folder):
+        if not is_one_of(name, *ALLOWED) or is_one_of(name, *WEIGHTS):
             continue
         try:
             path = (folder / name).resolve(strict=True)
@@ -192,37 +114,41 @@ def _found(folder: Path, links: bool) -> dict[str, Path]:
     while sum(sizes.values()) > MAX_BYTES:
         largest = max(sizes, key=sizes.get)
         # A part of a tokenizer is none.
-        parts = [name for name in sizes if name == largest or _is(name, *TOKENIZER) and _is(largest, *TOKENIZER)]
+        parts = [
+            name for name in sizes if name == largest or is_one_of(name, *TOKENIZER) and is_one_of(largest, *TOKENIZER)
+        ]
         logger.warning("%s has more than 64 MB beside its weights: left out %s", folder, ", ".join(parts))
         for name in parts:
             del files[name], sizes[name]
     return files
 
 
-def _names(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     """Return what a folder has, and its one subfolder that counts, without what is hidden."""
     templates = [f"{TEMPLATES}/{each.name}" for each in (folder / TEMPLATES).glob("*.jinja")]
     inside = [each.name for each in folder.glob("*")]
     return sorted(name for name in (*inside, *templates) if not Path(name).name.startswith("."))
 
 
-def _is(name: str, *patterns: str) -> bool:
+def is_one_of(name: str, *patterns: str) -> bool:
+    """Return whether a name matches one of the patterns, in upper or lower case."""
     return any(fnmatch(name.lower(), pattern.lower()) for pattern in patterns)
 
 
-def _has(files: Mapping[str, Any], *patterns: str) -> bool:
-    return any(_is(name, *patterns) for name in files)
+def has_one_of(files: Mapping[str, Any], *patterns: str) -> bool:
+    """Return whether a name of `files` matches one of the patterns."""
+    return any(is_one_of(name, *patterns) for name in files)
 
 
 def _leads_here(folder: Path, name: str, target: Path) -> bool:
     """Whether a link stays in the model, or leads to a file of the same name: a README may not be a private key."""
     root = folder.resolve()
-    # In the hub's cache snapshots/<commit>/ links to blobs/.
-    root = root.parent.parent if root.parent.name == "snapshots" else root
-    return target.is_relative_to(root) or target.name == Path(name).name
+    blobs = root.parent.parent / "blobs"
+    in_hubs_cache = root.parent.name == "snapshots" and target.parent == blobs
+    return in_hubs_cache or target.is_relative_to(root) or target.name == Path(name).name
 
 
-def _copy(files: Mapping[str, Path], folder: Any) -> None:
+def copy_files(files: Mapping[str, Path], folder: Any) -> None:
     """Write copies of `files` into a folder, a `pathlib.Path` or MultiStorageClient's."""
     for name, path in files.items():
         target = folder / name
@@ -241,13 +167,7 @@ def write(target: Any, data: bytes) -> None:
     partial.replace(target)
 
 
-def _states(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Return what tells whether a file was written anew, for each that transformers may write."""
-    states = {name: (folder / name).lstat() for name in _names(folder) if _is(name, *RESAVED)}
-    return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}
-
-
-def _local_folder(model: str | os.PathLike | None, revision: str | None = None) -> Path | None:
+def local_folder(model: str | os.PathLike | None, revision: str | None = None) -> Path | None:
     """Return the folder of a model: the one that is named, or the one in the hub's cache."""
     if not model:
         return None

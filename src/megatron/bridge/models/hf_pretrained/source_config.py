@@ -18,7 +18,8 @@ from safetensors import safe_open
 from transformers import PretrainedConfig
 
 from megatron.bridge.models.conversion.hf_checkpoint import SAFETENSORS_DTYPES
-from megatron.bridge.models.hf_pretrained.model_files import CONFIG, OwnFiles, write
+from megatron.bridge.models.hf_pretrained.export_files import OwnFiles
+from megatron.bridge.models.hf_pretrained.model_files import CONFIG, write
 from megatron.bridge.models.hf_pretrained.safe_config_loader import safe_load_config_with_retry
 
 

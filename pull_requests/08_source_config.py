@@ -12,5 +12,5 @@ pull_request = PullRequest(
     ],
     tested=["Configs in the spellings of transformers 4 and 5 come back equal key by key, and byte for byte."],
     tests={"bridge/test_source_config.py": "models/hf_pretrained/test_source_config.py"},
-    stands_on=["model-files"],
+    stands_on=["export-model-files"],
 )

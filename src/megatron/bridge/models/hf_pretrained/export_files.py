@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An export gives back a model's own files, in the place of those that transformers writes of it."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import transformers
+
+from megatron.bridge.models.hf_pretrained.model_files import (
+    CONFIG,
+    GENERATION,
+    KEPT,
+    RESAVED,
+    TOKENIZER,
+    copy_files,
+    found_files,
+    has_one_of,
+    is_one_of,
+    local_folder,
+    names_in,
+)
+from megatron.bridge.training.release_checkpoint import RELEASE, resolve_checkpoint
+from megatron.bridge.utils.common_utils import get_rank_safe
+
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """A model's own files, which go in the place of those that an export writes.
+
+    Attributes:
+        files: Where each lies, by name. Empty where there are none, and on every rank but 0.
+        target: Where the export writes to.
+        before: What was there before the export, and when it was written.
+        left: Names of what stays as the export writes it.
+    """
+
+    files: dict[str, Path]
+    target: Path
+    before: dict[str, tuple[int, ...]]
+    left: tuple[str, ...]
+
+    def give_back(self) -> None:
+        """Put the files, but for the config, where the export has written, and remove what the model doesn't have."""
+        if not self.files:
+            return
+        written = {name for name, state in _states(self.target).items() if self.before.get(name) != state}
+        for name in written - self.files.keys():
+            if not is_one_of(name, *self.left):
+                (self.target / name).unlink()
+        copy_files({name: path for name, path in self.files.items() if name != CONFIG}, self.target)
+
+
+def own_files(
+    bridge: "AutoBridge",
+    megatron_path: str | os.PathLike,
+    hf_path: str | os.PathLike,
+    source_path: str | os.PathLike | None = None,
+) -> OwnFiles:
+    """Find the files that an export gives back, before it writes. Every rank may call it.
+
+    Args:
+        bridge: The bridge that exports. A generation config that its caller has set is exported as it is.
+        megatron_path: Checkpoint root or payload folder. The release there, or beside it, has kept the files.
+        hf_path: Where the export writes to.
+        source_path: A Hugging Face model, folder or model ID, whose files go before the kept ones.
+
+    Returns:
+        The files.
+    """
+    target = Path(hf_path)
+    if get_rank_safe() != 0:
+        return OwnFiles({}, target, {}, ())
+    files = _files_of_source_or_release(Path(resolve_checkpoint(megatron_path)), source_path)
+    left = (CONFIG,) if has_one_of(files, *TOKENIZER) else (CONFIG, *TOKENIZER)
+    pretrained = bridge.hf_pretrained
+    generation = getattr(pretrained, "_generation_config", None)
+    if generation is not None and generation != pretrained._load_generation_config():
+        files.pop(GENERATION, None)
+        left += (GENERATION,)
+    return OwnFiles(files, target, _states(target), left)
+
+
+def _files_of_source_or_release(payload: Path, source_path: str | os.PathLike | None) -> dict[str, Path]:
+    source = local_folder(source_path)
+    if source is not None and (source / CONFIG).is_file():
+        return found_files(source, links=True)
+    release = payload.parent / RELEASE if payload.name.startswith("iter_") else payload
+    files = found_files(release / KEPT, links=False)
+    if not files:
+        logger.warning(
+            "%s keeps no files of its Hugging Face model: tokenizer and config are written as transformers %s does; "
+            "pass the model as source_path (--hf-model) to get its own",
+            payload,
+            transformers.__version__,
+        )
+    return files
+
+
+def _states(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Return what tells whether a file was written anew, for each that transformers may write."""
+    states = {name: (folder / name).lstat() for name in names_in(folder) if is_one_of(name, *RESAVED)}
+    return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}
