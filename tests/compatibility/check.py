@@ -77,6 +77,7 @@ def imports(row: Row) -> str:
     import megatron.bridge  # noqa: F401
 
     models.make_model(row.model)
+    (row.model / "LICENSE").write_text("A license.\n")
     return "yes"
 
 
@@ -173,7 +174,7 @@ def trains(row: Row) -> str:
 
 
 def exports(row: Row) -> str:
-    """Export what was imported, and compare it bit for bit."""
+    """Export what was imported, and compare it bit for bit: weights, tokenizer, config and license."""
     import torch
     from safetensors.torch import load_file
 
@@ -187,6 +188,12 @@ def exports(row: Row) -> str:
     assert before.keys() == after.keys(), f"differs in {sorted(before.keys() ^ after.keys())}"
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert not changed, f"differs in {changed}"
+    before, after = (
+        {path.name: path.read_bytes() for path in folder.iterdir() if "safetensors" not in path.name}
+        for folder in (row.model, row.folder / "exported")
+    )
+    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    assert not changed, f"differs in {sorted(changed)}"
     return "bit for bit"
 
 

@@ -137,6 +137,8 @@ def test_model_id_is_taken_from_the_hubs_cache(hf_model, tmp_path, monkeypatch, 
         link.symlink_to(os.path.relpath(blob, link.parent))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    # transformers up to 4 has its own copy.
+    monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path / "cache"), raising=False)
     AutoBridge.import_ckpt("owner/tiny", tmp_path / "out")
     for folder in ("hf", "tokenizer"):
         assert contents(tmp_path / "out/release" / folder) == contents(root / "release" / folder)
