@@ -8,7 +8,7 @@ leaves out what it doesn't know: the license, the model card, the model's code. 
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,7 @@ def found_files(folder: Path, links: bool) -> dict[str, Path]:
         folder: The model's folder; it, and what is in it, may be hostile.
         links: Whether symbolic links count, as in the hub's cache.
     """
-    files, sizes = {}, {}
+    files, sizes, left_out = {}, {}, []
     for name in names_in(folder):
         if not is_one_of(name, *ALLOWED) or is_one_of(name, *WEIGHTS):
             continue
@@ -109,18 +109,16 @@ def found_files(folder: Path, links: bool) -> dict[str, Path]:
             path.open("rb").close()
         except (OSError, RuntimeError) as error:
             logger.warning("%s is left out: %s", folder / name, error)
-            continue
-        files[name], sizes[name] = path, path.stat().st_size
+            left_out.append(name)
+        else:
+            files[name], sizes[name] = path, path.stat().st_size
     while sum(sizes.values()) > MAX_BYTES:
-        largest = max(sizes, key=sizes.get)
-        # A part of a tokenizer is none.
-        parts = [
-            name for name in sizes if name == largest or is_one_of(name, *TOKENIZER) and is_one_of(largest, *TOKENIZER)
-        ]
-        logger.warning("%s has more than 64 MB beside its weights: left out %s", folder, ", ".join(parts))
-        for name in parts:
-            del files[name], sizes[name]
-    return files
+        left_out.append(max(sizes, key=sizes.get))
+        logger.warning("%s has more than 64 MB beside its weights: %s is left out", folder, left_out[-1])
+        del sizes[left_out[-1]]
+    # A part of a tokenizer is none.
+    without = TOKENIZER if has_one_of(left_out, *TOKENIZER) else ()
+    return {name: files[name] for name in sizes if not is_one_of(name, *without)}
 
 
 def names_in(folder: Path) -> list[str]:
@@ -135,9 +133,9 @@ def is_one_of(name: str, *patterns: str) -> bool:
     return any(fnmatch(name.lower(), pattern.lower()) for pattern in patterns)
 
 
-def has_one_of(files: Mapping[str, Any], *patterns: str) -> bool:
-    """Return whether a name of `files` matches one of the patterns."""
-    return any(is_one_of(name, *patterns) for name in files)
+def has_one_of(names: Iterable[str], *patterns: str) -> bool:
+    """Return whether one of the names matches one of the patterns."""
+    return any(is_one_of(name, *patterns) for name in names)
 
 
 def _leads_here(folder: Path, name: str, target: Path) -> bool:
