@@ -37,7 +37,7 @@ class OwnFiles:
     """A model's own files, which go in the place of those that an export writes.
 
     Attributes:
-        files: Where each lies, by name. Empty where there are none, and on every rank but 0.
+        files: Where each lies, by name.
         target: Where the export writes to.
         before: What was there before the export, and when it was written.
         left: Names of what stays as the export writes it.
@@ -49,8 +49,11 @@ class OwnFiles:
     left: tuple[str, ...]
 
     def give_back(self) -> None:
-        """Put the files, but for the config, where the export has written, and remove what the model doesn't have."""
-        if not self.files:
+        """Put the files, but for the config, where the export has written, and remove what the model doesn't have.
+
+        Every rank may call it; rank 0 does it.
+        """
+        if not self.files or get_rank_safe() != 0:
             return
         written = {name for name, state in _states(self.target).items() if self.before.get(name) != state}
         for name in written - self.files.keys():
@@ -65,7 +68,7 @@ def own_files(
     hf_path: str | os.PathLike,
     source_path: str | os.PathLike | None = None,
 ) -> OwnFiles:
-    """Find the files that an export gives back, before it writes. Every rank may call it.
+    """Find the files that an export gives back, before it writes. On every rank, so that each meets the same error.
 
     Args:
         bridge: The bridge that exports. A generation config that its caller has set is exported as it is.
@@ -77,9 +80,9 @@ def own_files(
         The files.
     """
     target = Path(hf_path)
-    if get_rank_safe() != 0:
-        return OwnFiles({}, target, {}, ())
     files = _files_of_source_or_release(Path(resolve_checkpoint(megatron_path)), source_path)
+    if not files:
+        return OwnFiles(files, target, {}, ())
     left = (CONFIG,) if has_one_of(files, *TOKENIZER) else (CONFIG, *TOKENIZER)
     pretrained = bridge.hf_pretrained
     generation = getattr(pretrained, "_generation_config", None)

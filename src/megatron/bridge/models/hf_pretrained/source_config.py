@@ -21,6 +21,7 @@ from megatron.bridge.models.conversion.hf_checkpoint import SAFETENSORS_DTYPES
 from megatron.bridge.models.hf_pretrained.export_files import OwnFiles
 from megatron.bridge.models.hf_pretrained.model_files import CONFIG, write
 from megatron.bridge.models.hf_pretrained.safe_config_loader import safe_load_config_with_retry
+from megatron.bridge.utils.common_utils import get_rank_safe
 
 
 if TYPE_CHECKING:
@@ -47,9 +48,13 @@ class OwnConfig:
     def give_back(self, bridge: "AutoBridge") -> None:
         """Write it in the place of the config that the export has written; its own bytes if nothing has changed.
 
+        Every rank may call it; rank 0 does it.
+
         Args:
             bridge: The bridge that has exported.
         """
+        if get_rank_safe() != 0:
+            return
         own, config = json.loads(self.text), json.loads(self.text)
         if "quantization_config" not in json.loads((self.target / CONFIG).read_bytes()):
             config.pop("quantization_config", None)
