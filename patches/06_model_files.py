@@ -4,7 +4,7 @@
 Upstream status: not proposed yet.
 """
 
-from fork.edits import Change, File, add_import, call, insert_before, insert_first
+from fork.edits import Change, File, add_import, ifs, insert_before, insert_first
 
 
 change = Change(
@@ -33,8 +33,9 @@ is left out with a warning.
                 add_import("from megatron.bridge.models.hf_pretrained import model_files"),
                 insert_before(
                     "save_checkpoint.train_state_finalize_fn",
-                    call("release_checkpoint.finalize_release"),
-                    "model_files.keep_model_files(release_checkpoint.payload_being_written(save_dir), cfg)",
+                    ifs("release"),
+                    "if release:\n"
+                    "    model_files.keep_model_files(release_checkpoint.payload_being_written(save_dir), cfg)",
                 ),
                 insert_first(
                     "save_tokenizer_assets", "if model_files.has_own_tokenizer(checkpoint_path):\n    return\n"
