@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_release_checkpoint import PAYLOAD, TRACKER, save_hf_model, weights
+from test_release_checkpoint import PAYLOAD, TRACKER, names, save_hf_model, weights
 from test_release_layout import entries, object_store, write_iteration, write_release  # noqa: F401 - one is a fixture
 
 from megatron.bridge import AutoBridge
@@ -159,7 +159,7 @@ def test_iteration_0_is_not_written_through_the_link(hf_model, tmp_path):
     before = weights(tmp_path / "release").keys()
     AutoBridge.import_ckpt(hf_model, tmp_path, release=False)
     assert not (tmp_path / ITERATION_0).is_symlink()
-    assert {path.name for path in (tmp_path / "release").iterdir()} == PAYLOAD
+    assert names(tmp_path / "release") == PAYLOAD
     assert weights(tmp_path / "release").keys() == before
 
 
