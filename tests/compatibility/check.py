@@ -174,7 +174,7 @@ def trains(row: Row) -> str:
 
 
 def exports(row: Row) -> str:
-    """Export what was imported, and compare it bit for bit: weights, tokenizer, config and license."""
+    """Export what was imported, and compare the weights bit for bit."""
     import torch
     from safetensors.torch import load_file
 
@@ -188,13 +188,37 @@ def exports(row: Row) -> str:
     assert before.keys() == after.keys(), f"differs in {sorted(before.keys() ^ after.keys())}"
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert not changed, f"differs in {changed}"
-    before, after = (
-        {path.name: path.read_bytes() for path in folder.iterdir() if "safetensors" not in path.name}
-        for folder in (row.model, row.folder / "exported")
-    )
-    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-    assert not changed, f"differs in {sorted(changed)}"
     return "bit for bit"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if "safetensors" not in path.name}
+
+
+def _expect_same(before: dict[str, bytes], after: dict[str, bytes]) -> None:
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    assert not changed, f"differs in {changed}"
+
+
+def keeps_files(row: Row) -> str:
+    """Look at what the release has kept of the model beside its weights."""
+    kept = _files(row.checkpoint / "release" / "hf")
+    _expect_same(_files(row.model), kept)
+    return f"{len(kept)} files byte for byte"
+
+
+def gives_files_back(row: Row) -> str:
+    """Compare what the export has beside weights and config with the model."""
+    before, after = _files(row.model), _files(row.folder / "exported")
+    _expect_same(before | {"config.json": b""}, after | {"config.json": b""})
+    return "byte for byte"
+
+
+def gives_config_back(row: Row) -> str:
+    """Compare the config of the export with the model's."""
+    before, after = ((folder / "config.json").read_bytes() for folder in (row.model, row.folder / "exported"))
+    assert before == after, "config.json differs"
+    return "byte for byte"
 
 
 def streams(row: Row) -> str:
@@ -230,7 +254,19 @@ def inspects(row: Row) -> str:
     return "`megatron-bridge inspect` tells a release checkpoint"
 
 
-STAGES = (imports, writes_release, refuses_code, loads_in_core, trains, exports, streams, inspects)
+STAGES = (
+    imports,
+    writes_release,
+    refuses_code,
+    loads_in_core,
+    trains,
+    exports,
+    keeps_files,
+    gives_files_back,
+    gives_config_back,
+    streams,
+    inspects,
+)
 
 
 def main() -> None:

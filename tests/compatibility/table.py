@@ -24,6 +24,9 @@ CHANGES = {
     "streaming-import": {"streams": "streams"},
     "requirements": {"imports": "imports"},
     "command-line": {"inspects": "inspects"},
+    "model-files": {"keeps_files": "keeps"},
+    "export-model-files": {"gives_files_back": "files"},
+    "source-config": {"gives_config_back": "config"},
 }
 """The stages of check.py that show each change of the stack, and what the table calls them."""
 HEADER = [*VERSIONS, "change", "result", "date"]
