@@ -121,6 +121,7 @@ def upstream_pr(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """Test the edits, the build and the new modules."""
     _install_patched(session)
+    _install_transformer_engine(session)
     _pytest(session, ["tests/reliability", "tests/unit"])
 
 
@@ -200,6 +201,16 @@ def _versions(session: nox.Session, command: str, *arguments: str) -> None:
     session.env["PYTHONDONTWRITEBYTECODE"] = None  # as in `_pytest`
     python = str(shared_bin[0] / "python")
     session.run(python, "tests/compatibility/versions.py", command, str(folder), *arguments, external=True)
+
+
+@nox.session(python=PYTHON, requires=["build"])
+def transformer_engine(session: nox.Session) -> None:
+    """Load what converts on the CPU into Transformer Engine's modules: `-- FAMILY …`; writes docs/compatibility.md."""
+    _install_patched(session)
+    _install_transformer_engine(session)
+    _keep_bytecode(session)
+    families = _arguments(session)[1]
+    session.run("python", "tests/with_transformer_engine/load_families.py", "--page=docs/compatibility.md", *families)
 
 
 @nox.session(python=PYTHON, requires=["build"])
@@ -300,8 +311,7 @@ def _pytest(session: nox.Session, folders: Sequence[str], *options: str) -> None
     given, rest = _arguments(session)
     if given.upstream_wheel:
         session.env["MEGATRON_BRIDGE_UPSTREAM_WHEEL"] = given.upstream_wheel
-    # Images like to set it, and then every process compiles torch and Megatron Core anew.
-    session.env["PYTHONDONTWRITEBYTECODE"] = None
+    _keep_bytecode(session)
     named = any(argument.partition("::")[0].startswith("tests") for argument in rest)
     # A wheel that is not of this commit may lack what a module of tests imports; the other modules run all the same.
     any_wheel = ["--continue-on-collection-errors"] if given.wheel else []
@@ -313,6 +323,11 @@ def _pytest(session: nox.Session, folders: Sequence[str], *options: str) -> None
     two = ["--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder"]
     parallel = [] if rest or GPU else two
     session.run("pytest", *([] if named else folders), *any_wheel, *parallel, *options, *rest)
+
+
+def _keep_bytecode(session: nox.Session) -> None:
+    """Images like to turn it off, and then every process compiles torch and Megatron Core anew."""
+    session.env["PYTHONDONTWRITEBYTECODE"] = None
 
 
 def _install_patched(session: nox.Session) -> None:
@@ -329,6 +344,21 @@ def _install_patched(session: nox.Session) -> None:
         # The version stays the same from build to build, so an installer takes an older build for this one.
         session.install("--force-reinstall", "--no-deps", str(wheel))
         stamp.write_text(state)
+
+
+def _install_transformer_engine(session: nox.Session) -> None:
+    """Installs Transformer Engine's Python code into a folder that the tests put on the path of one process.
+
+    In the environment itself it would be found by each that imports Megatron Core.
+    """
+    folder, wanted = Path(session.virtualenv.location, "transformer-engine"), _group("transformer-engine")
+    stamp = folder / "installed.txt"
+    if not stamp.exists() or stamp.read_text() != "\n".join(wanted):
+        shutil.rmtree(folder, ignore_errors=True)
+        session.install("--no-deps", f"--target={folder}", *wanted)
+        if folder.is_dir():
+            stamp.write_text("\n".join(wanted))
+    session.env["TRANSFORMER_ENGINE"] = str(folder)
 
 
 def _install_beside_host(session: nox.Session) -> None:

@@ -137,12 +137,14 @@ FAMILIES = {
 }
 
 
-def make_model(folder: Path, family: str = "llama-3", dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+def make_model(
+    folder: Path, family: str | Family = "llama-3", dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
     """Write a tiny random checkpoint of a family, with a tokenizer and a chat template.
 
     Args:
         folder: Where it goes.
-        family: A key of `FAMILIES`.
+        family: A key of `FAMILIES`, or a family that isn't there.
         dtype: What the weights are stored in.
         **changes: Values of the configuration that go before the family's own.
 
@@ -150,7 +152,8 @@ def make_model(folder: Path, family: str = "llama-3", dtype: torch.dtype = torch
         `folder`.
     """
     tokenizer = train_tokenizer(folder, VOCAB_SIZE)
-    config = FAMILIES[family].configuration(
+    row = FAMILIES[family] if isinstance(family, str) else family
+    config = row.configuration(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
