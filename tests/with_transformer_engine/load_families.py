@@ -4,18 +4,23 @@
     python tests/with_transformer_engine/load_families.py [FAMILY…] [--page docs/compatibility.md]
 
 Each family's tiny model is imported in this process, which has no Transformer Engine, as on a user's host. Another
-process (`load_release.py`) loads the releases; it finds Transformer Engine's Python code in the folder that
-`TRANSFORMER_ENGINE` names. `nox -s transformer_engine` prepares all that.
+process (`load_release.py`) loads the releases and saves what it loaded; it finds Transformer Engine's Python code in
+the folder that `TRANSFORMER_ENGINE` names. Its checkpoints are exported here again. `nox -s transformer_engine`
+prepares all that.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,10 +45,12 @@ class Row:
     Attributes:
         family: Its name.
         found: What `load_release.py` printed, by the names of its class `Found`.
+        returned: In what exports on this host, of the release and of what the model saved, differ from the source.
     """
 
     family: str
     found: dict[str, Any]
+    returned: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
@@ -56,6 +63,8 @@ class Row:
         lines = [f"its extra state is not empty: {name}" for name in found["filled_extra_states"]]
         lines += [f"not what Bridge imports where Transformer Engine is: {line}" for line in found["unequal"]]
         lines += [f"not what the Hugging Face model has: {line}" for line in found["lost"]]
+        lines += [f"in the release, of no use to a model of either kind: {key}" for key in found["no_copies"]]
+        lines += [f"doesn't come back: {line}" for line in self.returned]
         if not (found["modules"] and found["tensors"] and found["extra_states"]):
             lines.append("the model has no module of Transformer Engine, no tensor or no extra state")
         return lines
@@ -63,7 +72,7 @@ class Row:
     def cells(self) -> list[str]:
         """Return the row of the table."""
         found = self.found
-        result = "loads, bit for bit" if not self.problems else f"**fails**: {self.problems[0]}"
+        result = "loads and comes back, bit for bit" if not self.problems else f"**fails**: {self.problems[0]}"
         figures = [found["modules"], found["tensors"], found["extra_states"], len(found["besides"])]
         return [self.family, *map(str, figures), result.replace("|", "\\|")]
 
@@ -74,8 +83,26 @@ def import_model(folder: Path, family: str) -> Path:
 
     from megatron.bridge import AutoBridge
 
-    AutoBridge.import_ckpt(release_families.make_model(folder / "hf", family), folder / "megatron")
+    model = release_families.make_model(folder / "hf", family)
+    with contextlib.redirect_stdout(io.StringIO()):
+        AutoBridge.import_ckpt(model, folder / "megatron")
     return folder
+
+
+def export_model(folder: Path) -> list[str]:
+    """Export both checkpoints of `folder`, and say in which tensors they don't give the Hugging Face model back."""
+    from reference import Tensors, differences
+
+    from megatron.bridge import AutoBridge
+
+    lines = []
+    bridge = AutoBridge.from_hf_pretrained(folder / "hf")
+    for checkpoint, what in {"megatron": "the release", "saved": "what the model saved"}.items():
+        back = folder / f"{checkpoint}-back"
+        with contextlib.redirect_stdout(io.StringIO()):
+            bridge.export_ckpt(folder / checkpoint, back, show_progress=False)
+        lines += [f"{line} (exported from {what})" for line in differences(Tensors(folder / "hf"), Tensors(back))]
+    return lines
 
 
 def load(folders: Sequence[Path]) -> list[Row]:
@@ -98,6 +125,13 @@ def load(folders: Sequence[Path]) -> list[Row]:
     rows = [Row(Path(line.pop("folder")).name, line) for line in lines]
     if any(row.found["error"] for row in rows) or len(rows) < len(folders):
         print(done.stderr[-6000:], file=sys.stderr)
+    for row, folder in zip(rows, folders, strict=False):
+        if not row.problems:
+            try:
+                row.returned = export_model(folder)
+            except Exception as error:
+                traceback.print_exc()
+                row.returned = [f"{type(error).__name__}: {error}".splitlines()[0]]
     died = f"the process ended with {done.returncode}"
     return rows + [Row(each.name, failed(died)) for each in folders[len(rows) :]]
 
@@ -105,7 +139,7 @@ def load(folders: Sequence[Path]) -> list[Row]:
 def failed(error: str) -> dict[str, Any]:
     """Return what is known of a family that didn't come to be loaded."""
     nothing = {"modules": 0, "tensors": 0, "extra_states": 0, "besides": [], "lacking": []}
-    return nothing | {"filled_extra_states": [], "unequal": [], "lost": [], "error": error}
+    return nothing | {"no_copies": [], "filled_extra_states": [], "unequal": [], "lost": [], "error": error}
 
 
 def table(rows: Iterable[Row], about: str) -> str:
@@ -136,6 +170,9 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.families) - set(release_families.FAMILIES):
         parser.error(f"found {', '.join(sorted(unknown))}; expected some of {', '.join(release_families.FAMILIES)}")
+    # The maintainers of the packages under test read these.
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     families = given.families or list(release_families.FAMILIES)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -3,9 +3,9 @@
 
     python tests/with_transformer_engine/load_release.py FOLDER…
 
-Each folder has a Hugging Face model in `hf/` and its release in `megatron/`. This is a program of its own because
-Megatron Core decides when it is imported whether there is a Transformer Engine. Here there is one, which computes
-nothing (`inert_extension.py`), and the CPU answers for a GPU (`cuda_emulation.py`).
+Each folder has a Hugging Face model in `hf/` and its release in `megatron/`. What the model saves goes to `saved/`.
+This is a program of its own because Megatron Core decides when it is imported whether there is a Transformer Engine.
+Here there is one, which computes nothing (`inert_extension.py`), and the CPU answers for a GPU (`cuda_emulation.py`).
 """
 
 import gc
@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class Found:
         extra_states: Extra states that the model asks for.
         lacking: Keys that the model asks for and the release hasn't.
         besides: Keys of the release that the model doesn't ask for.
+        no_copies: Those of them that don't hold what the model loads under another key.
         filled_extra_states: Extra states that are not empty in the release.
         unequal: Tensors that are not what Bridge's own import into this model gives.
         lost: Tensors of the Hugging Face model that an export of this model doesn't give back.
@@ -69,6 +70,7 @@ class Found:
     extra_states: int = 0
     lacking: tuple[str, ...] = ()
     besides: tuple[str, ...] = ()
+    no_copies: tuple[str, ...] = ()
     filled_extra_states: tuple[str, ...] = ()
     unequal: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
@@ -91,12 +93,14 @@ def load(folder: Path) -> Found:
     found.filled_extra_states = tuple(name for name, value in extra_states.items() if not _is_empty(value))
     if found.lacking:
         return found
+    found.no_copies = tuple(_without_copy(found.besides, folder / "megatron" / "release"))
     model[0].load_state_dict(state, strict=True)
     loaded = tensors_of(model[0])
     found.tensors = len(loaded)
 
     exported = dict(bridge.export_hf_weights(model, cpu=True, show_progress=False))
     found.lost = tuple(differences(Tensors(folder / "hf"), exported))
+    bridge.save_megatron_model(model, folder / "saved")
 
     # The other way to the same model: what Bridge does where Transformer Engine is.
     fill_with_nan(model[0])
@@ -133,6 +137,15 @@ def tensors_of(model: torch.nn.Module, copy: bool = True) -> State:
 
 def _with_nan(state: State) -> list[str]:
     return [f"{name}: not filled" for name, value in state.items() if value.isnan().any()]
+
+
+def _without_copy(keys: Sequence[str], payload: Path) -> Iterator[str]:
+    stored = dist_checkpointing.load_plain_tensors(str(payload)) if keys else {}
+    others = [value for name, value in stored.items() if name not in keys and isinstance(value, torch.Tensor)]
+    for key in keys:
+        tensor = stored[key]
+        if not any(value.shape == tensor.shape and torch.equal(value, tensor) for value in others):
+            yield key
 
 
 def _is_empty(extra_state: object) -> bool:

@@ -45,7 +45,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, load_families.Ro
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_release_loads_bit_for_bit(rows: dict[str, load_families.Row], family: str) -> None:
+def test_a_release_loads_bit_for_bit_and_comes_back(rows: dict[str, load_families.Row], family: str) -> None:
     found = rows[family].found
     assert rows[family].problems == []
     layers = 4
@@ -58,11 +58,13 @@ def test_keys_of_local_layers_are_all_that_a_release_has_besides(rows: dict[str,
     assert rows["llama-3"].found["besides"] == []
     besides = rows["deepseek-v3-mtp"].found["besides"]
     assert besides and all("norm" in key for key in besides), besides
+    assert rows["deepseek-v3-mtp"].found["no_copies"] == []
 
 
 def test_a_release_that_lacks_keys_is_seen(rows: dict[str, load_families.Row]) -> None:
     lacking = rows["lacking"].found["lacking"]
     assert any("pre_mlp_layernorm" in key for key in lacking), lacking
+    assert any("_extra_state" in key for key in lacking), lacking
     assert rows["lacking"].problems[0].startswith(f"the release lacks {len(lacking)} keys")
 
 
