@@ -35,6 +35,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 FOLDER_VARIABLE = "TRANSFORMER_ENGINE"
 BLOCK = "transformer-engine"
+FIGURES = ("modules", "tensors", "extra_states")
 HEADER = ("family", "modules of Transformer Engine", "tensors", "extra states", "keys besides", "result")
 
 
@@ -44,7 +45,7 @@ class Row:
 
     Attributes:
         family: Its name.
-        found: What `load_release.py` printed, by the names of its class `Found`.
+        found: What `load_release.py` printed, by the names of its class `Found`; `error` alone where there is nothing.
         returned: In what exports on this host, of the release and of what the model saved, differ from the source.
     """
 
@@ -65,7 +66,7 @@ class Row:
         lines += [f"not what the Hugging Face model has: {line}" for line in found["lost"]]
         lines += [f"in the release, of no use to a model of either kind: {key}" for key in found["no_copies"]]
         lines += [f"doesn't come back: {line}" for line in self.returned]
-        if not (found["modules"] and found["tensors"] and found["extra_states"]):
+        if not all(found[name] for name in FIGURES):
             lines.append("the model has no module of Transformer Engine, no tensor or no extra state")
         return lines
 
@@ -73,7 +74,7 @@ class Row:
         """Return the row of the table."""
         found = self.found
         result = "loads and comes back, bit for bit" if not self.problems else f"**fails**: {self.problems[0]}"
-        figures = [found["modules"], found["tensors"], found["extra_states"], len(found["besides"])]
+        figures = [*(found.get(name, 0) for name in FIGURES), len(found.get("besides", ()))]
         return [self.family, *map(str, figures), result.replace("|", "\\|")]
 
 
@@ -131,15 +132,13 @@ def load(folders: Sequence[Path]) -> list[Row]:
                 row.returned = export_model(folder)
             except Exception as error:
                 traceback.print_exc()
-                row.returned = [f"{type(error).__name__}: {error}".splitlines()[0]]
-    died = f"the process ended with {done.returncode}"
-    return rows + [Row(each.name, failed(died)) for each in folders[len(rows) :]]
+                row.returned = [_first_line(error)]
+    died = {"error": f"the process ended with {done.returncode}"}
+    return rows + [Row(each.name, died) for each in folders[len(rows) :]]
 
 
-def failed(error: str) -> dict[str, Any]:
-    """Return what is known of a family that didn't come to be loaded."""
-    nothing = {"modules": 0, "tensors": 0, "extra_states": 0, "besides": [], "lacking": []}
-    return nothing | {"no_copies": [], "filled_extra_states": [], "unequal": [], "lost": [], "error": error}
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def table(rows: Iterable[Row], about: str) -> str:
@@ -163,6 +162,7 @@ def main() -> None:
     """Try the families, print the table, write it, and end with 1 if one fails."""
     import page
     import release_families
+    import transformers
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("families", nargs="*", help="default: all", metavar="FAMILY")
@@ -170,9 +170,12 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.families) - set(release_families.FAMILIES):
         parser.error(f"found {', '.join(sorted(unknown))}; expected some of {', '.join(release_families.FAMILIES)}")
+    if FOLDER_VARIABLE not in os.environ:
+        parser.error(f"{FOLDER_VARIABLE} doesn't say where Transformer Engine is: run nox -s transformer_engine")
     # The maintainers of the packages under test read these.
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     families = given.families or list(release_families.FAMILIES)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +185,7 @@ def main() -> None:
                 imported.append(import_model(Path(folder, family), family))
             except Exception as error:
                 traceback.print_exc()
-                rows[family] = Row(family, failed(f"no release: {type(error).__name__}: {error}".splitlines()[0]))
+                rows[family] = Row(family, {"error": f"no release: {_first_line(error)}"})
         rows |= {row.family: row for row in load(imported)}
     ordered = [rows[family] for family in families]
     text = table(ordered, about())

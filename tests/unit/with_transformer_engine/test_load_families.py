@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import inert_extension
 import load_families
 import page
 import pytest
@@ -80,6 +81,21 @@ def test_a_process_that_dies_fails_what_it_had_not_loaded(monkeypatch: pytest.Mo
     (tmp_path / "load_release.py").write_text("raise SystemExit(3)")
     (row,) = load_families.load([tmp_path / "llama-3"])
     assert (row.family, row.problems) == ("llama-3", ["the process ended with 3"])
+
+
+def test_the_extension_has_every_name_and_refuses_every_call() -> None:
+    extension = inert_extension.InertExtension("extension")
+    kinds = extension.DType
+    assert [int(kinds.kByte), int(kinds.kFloat32), int(kinds.kByte)] == [0, 1, 0]
+    assert set(kinds.__members__) == {"kByte", "kFloat32"} and isinstance(kinds.kByte, kinds)
+    assert extension.DType is kinds and extension.NVTE_QKV_Layout is not kinds
+    with pytest.raises(NotImplementedError, match="rmsnorm_fwd is compiled"):
+        extension.rmsnorm_fwd(1, eps=2)
+
+
+def test_it_is_too_late_once_megatron_core_is_imported() -> None:
+    with pytest.raises(RuntimeError, match="found megatron.core imported"):
+        inert_extension.install()
 
 
 def test_the_page_has_a_row_for_each_family() -> None:
