@@ -25,8 +25,8 @@ pull_request = PullRequest(
     ],
     tested=[
         "On a host without GPU and Transformer Engine, 12 families go from Hugging Face to Megatron and back bit for bit.",
-        "Checkpoints of 18 models (Llama 2 to 3.2, Mistral, Qwen2, Qwen3, Qwen3-MoE, DeepSeek-V2, DeepSeek-V3 with and "
-        "without multi-token prediction, Gemma, Nemotron, GPT-OSS, GLM-4.5, GLM-4 MoE Lite, HY-V3, OLMoE) that were "
+        "Checkpoints of 19 models (Llama 2 to 3.2, Mistral, Qwen2, Qwen3, Qwen3-MoE, DeepSeek-V2, DeepSeek-V3 and GLM-4.5 "
+        "with and without multi-token prediction, GLM-4 MoE Lite, Gemma, Nemotron, GPT-OSS, HY-V3, OLMoE) that were "
         "written without Transformer Engine load strictly into models of Transformer Engine 2.20.2's own modules: no key "
         "is missing, every extra state is there, and every tensor is bit for bit what an import into that model gives. "
         "What these models save is exported without Transformer Engine, bit for bit.",

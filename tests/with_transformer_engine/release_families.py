@@ -34,6 +34,7 @@ FURTHER = (
     models.Family("deepseek-v3-mtp", "DeepseekV3Config", _LATENT | _EXPERTS | {"num_nextn_predict_layers": 1}),
     models.Family("gemma", "GemmaConfig", {"head_dim": 16, "tie_word_embeddings": True}),
     models.Family("glm-4.5", "Glm4MoeConfig", _EXPERTS | {"head_dim": 16, "num_nextn_predict_layers": 0}),
+    models.Family("glm-4.5-mtp", "Glm4MoeConfig", _EXPERTS | {"head_dim": 16, "num_nextn_predict_layers": 1}),
     models.Family("glm-4-moe-lite", "Glm4MoeLiteConfig", _LATENT | _EXPERTS | {"num_nextn_predict_layers": 0}),
     models.Family(
         "gpt-oss",
@@ -79,7 +80,7 @@ def make_model(folder: Path, name: str) -> Path:
 
 
 def _multi_token_prediction(kinds: dict[str, Kind], config: dict[str, Any]) -> dict[str, Kind]:
-    """Return what DeepSeek's layer for multi-token prediction has, which transformers doesn't make.
+    """Return what DeepSeek's and GLM's layer for multi-token prediction has, which transformers doesn't make.
 
     It is one more layer like the last, with a projection and three norms of its own.
     """
