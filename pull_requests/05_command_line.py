@@ -15,7 +15,7 @@ pull_request = PullRequest(
     notes=[LOCK],
     tests={
         "bridge_cli/conftest.py": "bridge_cli/",
-        "bridge_cli/test_iteration_0.py": "bridge_cli/",
+        "bridge_cli/test_layouts.py": "bridge_cli/",
         "bridge_cli/test_lean_import.py": "bridge_cli/",
         "bridge_cli/test_states.py": "bridge_cli/",
     },
