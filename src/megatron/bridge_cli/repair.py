@@ -249,6 +249,11 @@ def _payload(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:
 def _whole(checkpoint: Checkpoint, found: list[Payload]) -> tuple[Payload, Path | None]:
     """Choose the payload that is whole, or is with the `.metadata` of the other: `mv iter_0000000/*` leaves that."""
     first = found[0]
+    if _is_older(checkpoint, found):
+        raise Refused(
+            f"{checkpoint.root} holds an older {RELEASE} beside {checkpoint.named}, which its tracker names, and both "
+            "are whole: move away the one that is not wanted"
+        )
     if not first.damage:
         return first, None
     for other in found[1:]:
@@ -260,6 +265,13 @@ def _whole(checkpoint: Checkpoint, found: list[Payload]) -> tuple[Payload, Path 
             if not completed.damage:
                 return completed, index
     return first, None
+
+
+def _is_older(checkpoint: Checkpoint, found: list[Payload]) -> bool:
+    """Whether iteration 0 was saved over a release: an import removes Bridge's tracker before it publishes one."""
+    whole = {each.path.name for each in found if not each.damage}
+    is_saved_last = checkpoint.named == ITERATION_0 and (checkpoint.root / BRIDGE_TRACKER).is_file()
+    return is_saved_last and {RELEASE, ITERATION_0} <= whole
 
 
 def _is_part(part: Path, whole: Path) -> bool:

@@ -237,6 +237,14 @@ STATES = [
         "release: metadata.json is no JSON object",
         change=shell("mkdir release && touch release/metadata.json release/__9_0.distcp"),
     ),
+    State(
+        "iteration 0 beside an older release",
+        "nnny",
+        BEFORE,
+        (LAYOUT, NO_ARGS),
+        "holds an older release beside iter_0000000, which its tracker names, and both are whole: move away",
+        change=shell("cp -r iter_0000000 release"),
+    ),
     State("training", "nnyy", TRAINING, (), "holds training iteration 5"),
     State("training of core 0.18", "yyyy", TRAINING | OLD, (), "holds training iteration 5"),
     State(
