@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import models
 import primus
@@ -27,7 +27,7 @@ from chat import write_conversations
 from packaging.specifiers import SpecifierSet
 from platforms import Host
 from reference import Tensors, differences, hf_loss
-from report import FINE_TUNE, RESUMED, UNINTERRUPTED, Outcome, Result
+from report import FINE_TUNE, HUGGING_FACE, RESUMED, UNINTERRUPTED, Outcome, Result
 
 
 HALF, WHOLE = 3, 6  # iterations until the save, and in all
@@ -117,8 +117,10 @@ class Row:
         other: How it is resumed a second time; None for a host that has too little for that.
         default: It belongs to the set that runs without `--all`.
         sharded: It starts from a release that a model on all of the row's ranks saved, not from `import_ckpt`'s.
-        packed: Several conversations a sequence, with `--sft`; with Transformer Engine all but Primus's do.
+        packed: Several conversations a sequence, with `--sft`; with Transformer Engine all but Primus's do, and local
+            ones.
         primus: The hook of a checkout of Primus imports it; see `PrimusRun`.
+        local: Megatron Core's own layers, where Transformer Engine is, too.
         vocab_size: Tokens of the model. Megatron-LM would pad 384 with two tensor parallel ranks, and 512 not.
         changes: What sets the model's configuration apart from its family's.
         flags: More of Megatron-LM's flags; the uninterrupted run that it is compared with doesn't have them.
@@ -133,24 +135,72 @@ class Row:
     sharded: bool = False
     packed: bool = False
     primus: bool = False
+    local: bool = False
     vocab_size: int = models.VOCAB_SIZE
     changes: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     megatron_core: str = ""
     limit_s: float = 600
 
+    typical_s: ClassVar[float] = 90
+
     @property
     def name(self) -> str:
         """The name on the command line, such as `llama-3-tp2-pp2`."""
         words = self.layout.name.replace("×", " ").replace(",", " ").lower().split()
         size = [] if self.vocab_size == models.VOCAB_SIZE else [f"vocab-{self.vocab_size}"]
-        kind = [kind for kind in ("packed", "primus") if getattr(self, kind)]
+        kind = [kind for kind in ("packed", "primus", "local") if getattr(self, kind)]
         return "-".join([self.model, *size, *words, *kind])
 
     @property
     def parallelism(self) -> str:
         """What the report says: the layout, and the one that it is resumed with."""
         return f"{self.layout.name}, then {self.other.name}" if self.other else self.layout.name
+
+    def why_not(self, runner: "Runner") -> str | None:
+        """Say why it can't run here, or give None if it can."""
+        return runner.why_not(self, self.layout)
+
+    def fitted(self, runner: "Runner") -> tuple["Row", str]:
+        """Give what of it can run here, and what the report says about the rest."""
+        without = self.other and runner.why_not(self, self.other)
+        if not without:
+            return self, ""
+        return replace(self, other=None), f"not resumed with {self.other.name}: {without}"
+
+    def run(self, runner: "Runner") -> "RowRun":
+        """Give what runs it."""
+        return PrimusRun(runner, self) if self.primus else RowRun(runner, self)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A row that fine-tunes nothing: a conversion, a comparison, a command. What it does is `run`'s to say.
+
+    Attributes:
+        name: The name on the command line.
+        model: What it converts, loads or asks.
+        limit_s: Seconds that it may take.
+    """
+
+    name: str
+    model: str
+    limit_s: float = 300
+
+    typical_s: ClassVar[float] = 20
+    parallelism: ClassVar[str] = "1 rank"
+
+    def why_not(self, runner: "Runner") -> str | None:
+        """Say why it can't run here, or give None if it can."""
+        return None
+
+    def fitted(self, runner: "Runner") -> tuple["Check", str]:
+        """Give what of it can run here: all."""
+        return self, ""
+
+    def run(self, runner: "Runner") -> "Run":
+        """Give what runs it."""
+        raise NotImplementedError(f"{type(self).__name__} doesn't say what runs it")
 
 
 # Megatron-LM resumes no optimizer of another kind: a distributed one stays distributed, and with expert parallelism
@@ -221,9 +271,13 @@ TOLERANCES = {
 class StageFailed(Exception):
     """A stage of a row didn't do what it should."""
 
-    def __init__(self, row: Row, stage: str, reason: str, log: Path) -> None:
+    def __init__(self, row: Row | Check, stage: str, reason: str, log: Path) -> None:
         super().__init__(f"row {row.name} failed at stage “{stage}”: {reason}")
         self.log = log
+
+
+class Stopped(BaseException):
+    """Somebody wants the row that runs to end now. No stage takes this for its own failure."""
 
 
 def family_flags(row: Row) -> tuple[str, ...]:
@@ -292,24 +346,27 @@ class Runner:
         self.tolerance = TOLERANCES[host.platform.name]
         self._kept: dict[Any, Any] = {}
 
-    def run(self, row: Row) -> Result:
+    def run(self, row: Row | Check) -> Result:
         """Run a row to its end, or to the first stage that fails.
 
         Returns:
-            What came of it; that a row failed or doesn't fit is said there and not raised.
+            What came of it; that a row failed, was stopped or doesn't fit is said there and not raised.
         """
-        reason = self.why_not(row, row.layout)
+        reason = row.why_not(self)
         outcome = Outcome.LEFT_OUT if reason else Outcome.PASSED
-        without = self.why_not(row, row.other) if row.other and not reason else None
-        if without:
-            row, reason = replace(row, other=None), f"not resumed with {row.other.name}: {without}"
-        run = PrimusRun(self, row) if row.primus else RowRun(self, row)
+        if not reason:
+            row, reason = row.fitted(self)
+        run = row.run(self)
         started, log = time.time(), run.logs
         if outcome is Outcome.PASSED:
             try:
                 run.go()
+                if run.shows_nothing:
+                    outcome, reason = Outcome.LEFT_OUT, run.shows_nothing
             except StageFailed as failed:
                 outcome, reason, log = Outcome.FAILED, str(failed), failed.log
+            except Stopped as stopped:
+                outcome, reason = Outcome.LEFT_OUT, f"stopped by {stopped} at stage “{run.at}”"
         return Result(
             row.name,
             self.host.platform.name,
@@ -322,6 +379,7 @@ class Runner:
             self.command(row),
             str(log),
             run.curves,
+            run.figures,
         )
 
     def why_not(self, row: Row, layout: Layout) -> str | None:
@@ -339,7 +397,7 @@ class Runner:
             return f"needs megatron-core {row.megatron_core}, and {CORE} is installed"
         return None
 
-    def command(self, row: Row) -> str:
+    def command(self, row: Row | Check) -> str:
         """Give what runs this row alone."""
         session = f'python3 -m nox -s "functional({self.host.platform.name})" --'
         return f"{os.environ.get(COMMAND_VARIABLE, session)} --row {row.name}"
@@ -370,7 +428,15 @@ class Runner:
             return False
         # Before core 0.19 several packed sequences can't be one micro-batch: `finetune.py`, `pack`.
         with_te = self.host.transformer_engine is not None and CORE in SpecifierSet(">=0.19", prereleases=True)
-        return row.packed or bool(steps.megatron_lm()) or with_te
+        return row.packed or bool(steps.megatron_lm()) or (with_te and not row.local)
+
+    def local(self, row: Row) -> bool:
+        """Whether a row has other layers than the host's other rows."""
+        return row.local and self.host.transformer_engine is not None
+
+    def layer_flags(self, row: Row) -> list[str]:
+        """Give the flags that say so."""
+        return self.host.local_flags() if row.local else []
 
     def sft_flags(self, row: Row) -> list[str]:
         """Give the flags that say so."""
@@ -409,7 +475,7 @@ class Runner:
 
         Every row with this model is compared with it.
         """
-        name = f"{self.key(row)}{'-packed' if self.packed(row) else ''}"
+        name = f"{self.key(row)}{'-packed' if self.packed(row) else ''}{'-local' if self.local(row) else ''}"
         folder = self.logs / "uninterrupted" / name
 
         def make() -> steps.Training:
@@ -422,7 +488,12 @@ class Runner:
                 save=self.folder / "uninterrupted" / name,
                 iterations=WHOLE,
                 megatron_lm=[] if row.primus else None,
-                flags=[*self.whole_command_line(self.imported(row)), *family_flags(row), *self.sft_flags(row)],
+                flags=[
+                    *self.whole_command_line(self.imported(row)),
+                    *family_flags(row),
+                    *self.sft_flags(row),
+                    *self.layer_flags(row),
+                ],
             )
 
         return self._once(("uninterrupted", name), make)
@@ -434,16 +505,26 @@ class Runner:
         return [*steps.model_flags(checkpoint, use_checkpoint_args=False), *length]
 
 
-class RowRun:
-    """One row on its way. Each stage is a method; its name is what a failure is reported under."""
+class Run:
+    """A row on its way, in stages; the name of a stage is what a failure is reported under.
 
-    def __init__(self, runner: Runner, row: Row) -> None:
+    Attributes:
+        curves: Losses by iteration, for the report.
+        figures: What else was measured.
+        shows_nothing: Why a run to the end is no pass; the row counts as left out then.
+        at: The stage that it is at.
+    """
+
+    def __init__(self, runner: Runner, row: Row | Check) -> None:
         self.runner = runner
         self.row = row
         self.logs = runner.logs / "rows" / row.name
         self.root = runner.folder / "rows" / row.name
         self.curves: dict[str, list[tuple[int, float]]] = {}
+        self.figures: dict[str, float] = {}
         self.versions: dict[str, str] = {}
+        self.shows_nothing = ""
+        self.at = "start"
 
     def go(self) -> None:
         """Go through every stage.
@@ -457,6 +538,34 @@ class RowRun:
         with time_limit(self.row.limit_s):
             self.go_on()
         shutil.rmtree(self.root)
+
+    def go_on(self) -> None:
+        """Go through every stage, however long it takes."""
+        raise NotImplementedError(f"{type(self).__name__} has no stages")
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Say of whatever goes wrong in which stage it did."""
+        self.at = name
+        try:
+            yield
+        except steps.StepFailed as error:
+            raise StageFailed(self.row, self.blamed(name), str(error), error.log) from error
+        except Exception as error:
+            log = self.logs / f"{name.replace(' ', '-')}-failed.txt"
+            log.write_text(traceback.format_exc())
+            kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+            raise StageFailed(self.row, name, f"{kind}{error}", log) from error
+
+    def blamed(self, stage: str) -> str:
+        """Name what a step that failed in a stage is reported under."""
+        return stage
+
+
+class RowRun(Run):
+    """One row of fine-tuning on its way. Each stage is a method."""
+
+    row: Row
 
     def go_on(self) -> None:
         """Go through every stage, however long it takes."""
@@ -482,24 +591,10 @@ class RowRun:
         with self.stage("judge the export"):
             self.judge_export(exported, resumed)
 
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Say of whatever goes wrong in which stage it did."""
-        try:
-            yield
-        except steps.StepFailed as error:
-            # What is loaded and then goes wrong is no fault of the checkpoint.
-            name = "fine-tune" if name == "load" and self.started() else name
-            raise StageFailed(self.row, name, str(error), error.log) from error
-        except Exception as error:
-            log = self.logs / f"{name.replace(' ', '-')}-failed.txt"
-            log.write_text(traceback.format_exc())
-            kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-            raise StageFailed(self.row, name, f"{kind}{error}", log) from error
-
-    def started(self) -> bool:
-        """Whether fine-tuning has done an iteration."""
-        return (self.logs / FINE_TUNE / "losses.jsonl").exists()
+    def blamed(self, stage: str) -> str:
+        """Name what a step that failed in a stage is reported under."""
+        # What is loaded and then goes wrong is no fault of the checkpoint.
+        return "fine-tune" if stage == "load" and (self.logs / FINE_TUNE / "losses.jsonl").exists() else stage
 
     def keep(self, name: str, training: steps.Training) -> None:
         """Keep a curve for the report."""
@@ -523,6 +618,7 @@ class RowRun:
                 *flags,
                 *family_flags(self.row),
                 *self.runner.sft_flags(self.row),
+                *self.runner.layer_flags(self.row),
                 *layout.flags(self.layers),
                 *self.row.flags,
             ],
@@ -578,7 +674,8 @@ class RowRun:
         expect(list(losses), list(range(1, HALF + 1)), "iterations")
         chats = self.runner.chats(self.row)
         expect(chats.said_by_others(batches), [], "texts with loss that are no answers of the conversations")
-        reference = hf_loss(self.runner.source(self.row), batches)
+        reference = hf_loss(self.runner.source(self.row), batches, device=self.runner.host.accelerator)
+        self.curves[HUGGING_FACE] = [(1, reference)]
         expect_close(
             {1: losses[1]}, {1: reference}, self.runner.tolerance.implementation, "first loss, Hugging Face's"
         )
@@ -638,7 +735,8 @@ class RowRun:
     def judge_export(self, exported: Path, resumed: steps.Training) -> None:
         """On conversations that nobody trained on, Hugging Face has the loss that Megatron-LM ended with."""
         packed = self.runner.packed(self.row)
-        found = hf_loss(exported, resumed.batches(WHOLE, "valid"), by_batch=packed)
+        held_out, device = resumed.batches(WHOLE, "valid"), self.runner.host.accelerator
+        found = hf_loss(exported, held_out, by_batch=packed, device=device)
         expected, tolerance = resumed.losses("valid"), self.runner.tolerance.implementation
         expect_close({WHOLE: found}, expected, tolerance, "held-out loss, Hugging Face's and Megatron-LM's")
         moved = differences(Tensors(self.runner.source(self.row)), Tensors(exported))

@@ -135,6 +135,17 @@ class Host:
         """Whether this is a GPU host without it; on the CPU the emulation of CUDA makes up for that."""
         return self.platform.name != "cpu" and self.transformer_engine is None
 
+    @property
+    def accelerator(self) -> str:
+        """What torch calls the device that a model computes on here: ROCm's is "cuda" to it, too."""
+        return "cpu" if self.platform.name == "cpu" else "cuda"
+
+    def local_flags(self) -> list[str]:
+        """Give what goes behind `flags` for Megatron Core's own layers, which Transformer Engine can't help."""
+        if self.transformer_engine is None:
+            return []
+        return ["--transformer-impl=local", *(flag for library, flag in FUSIONS if library == "transformer_engine")]
+
     def flags(self) -> list[str]:
         """Give Megatron-LM's flags for this host: backend, layer implementation, precision, clipping, fusions."""
         layers = "transformer_engine" if self.transformer_engine else "local"

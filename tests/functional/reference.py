@@ -12,7 +12,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 
-def hf_loss(model: Path | str, batches: Iterable[dict[str, torch.Tensor]], *, by_batch: bool = False) -> float:
+def hf_loss(
+    model: Path | str, batches: Iterable[dict[str, torch.Tensor]], *, by_batch: bool = False, device: str = "cpu"
+) -> float:
     """Compute the mean loss over all tokens that carry loss, in float32, with transformers' model.
 
     Args:
@@ -21,14 +23,16 @@ def hf_loss(model: Path | str, batches: Iterable[dict[str, torch.Tensor]], *, by
             the labels already shifted. Padding is at the end, where a causal model's earlier tokens don't see it.
         by_batch: Give the mean of the micro-batches' means, as Megatron-LM's evaluation does with `--sft`
             (`megatron/training/training.py`, `evaluate`, core 0.19).
+        device: Where it computes.
 
     Returns:
         The sum of the losses over the sum of the masks, as Megatron-LM reduces it over micro-batches and ranks.
     """
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    network = network.to(device).eval()
     sums: list[tuple[float, float]] = []
     with torch.inference_mode():
-        for batch in batches:
+        for batch in ({name: value.to(device) for name, value in each.items()} for each in batches):
             logits = network(batch["tokens"]).logits.float()
             losses = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="none")
             mask = batch["loss_mask"].flatten()

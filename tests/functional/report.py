@@ -30,6 +30,7 @@ Points = list[tuple[int, float]]
 
 # Names of curves with a style of their own in `report.html.jinja`; any other takes one of the styles that are left.
 UNINTERRUPTED, FINE_TUNE, RESUMED = "uninterrupted", "fine-tune", "resumed"
+HUGGING_FACE = "Hugging Face"  # one point: its loss on the first batch
 CURVES = (UNINTERRUPTED, FINE_TUNE, RESUMED)
 STYLES = 6
 
@@ -58,6 +59,7 @@ class Result:
         command: What runs this row alone.
         log: Path of its log.
         curves: Loss (nats a token) by iteration, for each run; see `CURVES`.
+        figures: What else was measured, by name with its unit.
 
     Raises:
         ValueError: a row that failed or was left out doesn't say why.
@@ -74,6 +76,7 @@ class Result:
     command: str = ""
     log: str = ""
     curves: Mapping[str, Points] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outcome", Outcome(self.outcome))
@@ -93,6 +96,7 @@ class Result:
             **texts,
             versions={clean(name): clean(version) for name, version in self.versions.items()},
             curves={clean(name): points for name, points in self.curves.items()},
+            figures={clean(name): value for name, value in self.figures.items()},
         )
 
 
@@ -165,7 +169,13 @@ def join(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-COLUMNS = ("row", "platform", "parallelism", "model", "versions", "result", "seconds", "reason")
+def join_figures(figures: Mapping[str, float]) -> str:
+    """Write figures in one line."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+
+
+COLUMNS = ("row", "platform", "parallelism", "model", "versions", "result", "seconds", "figures", "reason")
+SELDOM = ("versions", "figures", "reason")  # left away where no row has any
 
 
 def cells(result: Result, common: Mapping[str, str]) -> tuple[str, ...]:
@@ -178,6 +188,7 @@ def cells(result: Result, common: Mapping[str, str]) -> tuple[str, ...]:
         own_versions(result, common),
         result.outcome,
         "" if result.outcome is Outcome.LEFT_OUT else f"{result.seconds:.1f}",
+        join_figures(result.figures),
         result.headline,
     )
 
@@ -186,7 +197,7 @@ def _table(results: Sequence[Result]) -> tuple[list[str], list[list[str]], dict[
     """Make the columns that say something, the rows, and the versions that all rows share."""
     common = common_versions(results)
     rows = [cells(result, common) for result in results]
-    kept = [i for i, name in enumerate(COLUMNS) if name not in ("versions", "reason") or any(row[i] for row in rows)]
+    kept = [i for i, name in enumerate(COLUMNS) if name not in SELDOM or any(row[i] for row in rows)]
     return [COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows], common
 
 
@@ -258,23 +269,23 @@ def markdown(results: Sequence[Result], when: datetime, command: str) -> str:
     columns, rows, common = _table(results)
     where = " and ".join(dict.fromkeys(result.platform for result in results))
     lines = [
-        f"# The functional matrix on {_escape(where)}",
+        f"# The functional matrix on {escape(where)}",
         "",
         f"`{command}`, {when:%-d %B %Y}: {summary(results)}.",
         "",
-        *([f"Versions: {_escape(join(common))}.", ""] if common else []),
-        _line(columns),
-        _line("--:" if name == "seconds" else "---" for name in columns),
-        *(_line(map(_escape, row)) for row in rows),
+        *([f"Versions: {escape(join(common))}.", ""] if common else []),
+        line(columns),
+        line("--:" if name == "seconds" else "---" for name in columns),
+        *(line(map(escape, row)) for row in rows),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Any) -> str:
+def line(row: Any) -> str:
     return f"| {' | '.join(row)} |"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Keep Markdown and HTML from taking a text for markup."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
@@ -285,7 +296,8 @@ def write_html(results: Sequence[Result], path: Path) -> None:
     shown = [result.printable() for result in results]
     styles = curve_styles(shown)
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    templates.filters |= {"versions": join, "log_link": lambda log: _relative(log, path.parent)}
+    templates.filters |= {"versions": join, "figures": join_figures}
+    templates.filters["log_link"] = lambda log: _relative(log, path.parent)
     common = common_versions(shown)
     page = templates.get_template("report.html.jinja").render(
         rows=[
