@@ -163,6 +163,16 @@ for platform in ("cpu", "cuda", "rocm"):
     _functional_on(platform)
 
 
+@nox.session(python=PYTHON, requires=["build"], venv_params=functional.venv_params)
+def visit(session: nox.Session) -> None:
+    """Run rows in the order of their worth, on a machine that is at hand for minutes: `-- --minutes 10`."""
+    if GPU:
+        _install_beside_host(session)
+    else:
+        _install_patched(session)
+    session.run("python", "tests/functional/visit.py", *_arguments(session)[1])
+
+
 # The wheel of megatron-core 0.16 has no `megatron.training`.
 @nox.session(python=PYTHON)
 @nox.parametrize(
