@@ -20,7 +20,7 @@ sys.path.append(str(steps.HERE.parents[1]))
 
 GB = 10**9
 SMALL = "small"
-SIZES = (SMALL, "1b", "3b", "8b")
+SIZES = {SMALL: 40, "1b": 60, "3b": 100, "8b": 150}  # and seconds, if the disk moves half a gigabyte in one
 MARGIN_GB = 2.0
 EXPORT_MEMORY = 1.8  # bytes that the export needs for each byte of the model
 TIMES_DISK = 3  # the model, the release, and what is exported or copied
@@ -45,6 +45,11 @@ class Conversion(matrix.Check):
 
     size: str
     limit_s: float = 600
+
+    @property
+    def typical_s(self) -> float:
+        """Seconds that it takes, as far as nobody has measured it here."""
+        return SIZES[self.size]
 
     @classmethod
     def of(cls, size: str) -> "Conversion":

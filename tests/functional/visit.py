@@ -8,7 +8,7 @@
 
 `plan` has the order. Rows run in a process of their own, which is started again where it ends; this one keeps the
 time, and writes each result when it has it: a line of results.jsonl, then the report. It can be stopped at any time:
-SIGTERM and SIGINT end the row that runs, and the report says which rows were not reached.
+SIGTERM, SIGINT and SIGHUP end the row that runs, and the report says which rows were not reached.
 """
 
 import argparse
@@ -76,6 +76,7 @@ class Visit:
         record: Takes each result at once.
         platform: For the report.
         seconds: The budget.
+        signals: The names of signals that have arrived; none runs after the first.
         clock: Tells the time in seconds.
     """
 
@@ -86,6 +87,7 @@ class Visit:
         record: Callable[[Item, Result], None],
         platform: str,
         seconds: float,
+        signals: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.items = items
@@ -94,7 +96,7 @@ class Visit:
         self.platform = platform
         self.clock = clock
         self.deadline = clock() + seconds
-        self.stopped = ""
+        self.signals = signals
         self.took: dict[str, float] = {}
 
     def go(self) -> None:
@@ -105,8 +107,8 @@ class Visit:
     def result(self, item: Item) -> Result:
         """Run a row if there is reason and time to."""
         left, needed = self.deadline - self.clock(), self.took.get(item.kind, item.typical_s)
-        if self.stopped:
-            return self.left_out(item, f"not reached: stopped by {self.stopped}")
+        if self.signals:
+            return self.left_out(item, f"not reached: stopped by {self.signals[0]}")
         if item.left_out:
             return self.left_out(item, item.left_out)
         if left < needed:
@@ -323,31 +325,32 @@ def work(options: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     host = steps.host()
-    with tempfile.TemporaryDirectory(dir=options.work, prefix="visit-", ignore_cleanup_errors=True) as folder:
-        runner = matrix.Runner(host, Path(folder), options.logs)
-        planned = list(plan(runner, options.carried, options.size))
-        rows = {row.name: row for _, row, _ in planned}
-        items = [
-            Item(part, row.name, type(row).__name__, row.typical_s, row.limit_s, row.model, row.parallelism, reason)
-            for part, row, reason in planned
-        ]
-        answer({"machine": machine(host), "plan": [asdict(item) for item in items]})
-        for line in sys.stdin:
-            asked = json.loads(line)
-            row = replace(rows[asked["row"]], limit_s=asked["limit_s"])
-            started = time.time()
-            running.append(True)
-            try:
-                result = runner.run(row)
-                running.clear()
-            except (Exception, matrix.Stopped) as error:
-                stopped = isinstance(error, matrix.Stopped)
-                outcome = Outcome.LEFT_OUT if stopped else Outcome.FAILED
-                reason = f"stopped by {error}" if stopped else f"{type(error).__name__}: {error}"
-                named = (row.name, host.platform.name, row.parallelism, row.model)
-                result = Result(*named, outcome, reason, time.time() - started, host.versions, runner.command(row))
+    for left_by_another in options.work.iterdir():
+        shutil.rmtree(left_by_another, ignore_errors=True)
+    runner = matrix.Runner(host, options.work / str(os.getpid()), options.logs)
+    planned = list(plan(runner, options.carried, options.size))
+    rows = {row.name: row for _, row, _ in planned}
+    items = [
+        Item(part, row.name, type(row).__name__, row.typical_s, row.limit_s, row.model, row.parallelism, reason)
+        for part, row, reason in planned
+    ]
+    answer({"machine": machine(host), "plan": [asdict(item) for item in items]})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        row = replace(rows[asked["row"]], limit_s=asked["limit_s"])
+        started = time.time()
+        running.append(True)
+        try:
+            result = runner.run(row)
             running.clear()
-            answer(asdict(result))
+        except (Exception, matrix.Stopped) as error:
+            stopped = isinstance(error, matrix.Stopped)
+            outcome = Outcome.LEFT_OUT if stopped else Outcome.FAILED
+            reason = f"stopped by {error}" if stopped else f"{type(error).__name__}: {error}"
+            named = (row.name, host.platform.name, row.parallelism, row.model)
+            result = Result(*named, outcome, reason, time.time() - started, host.versions, runner.command(row))
+        running.clear()
+        answer(asdict(result))
 
 
 def machine(host: Any) -> dict[str, Any]:
@@ -458,9 +461,10 @@ def main() -> None:
     parser.add_argument("--platform", choices=("cpu", "cuda", "rocm"), help="fail unless this is here; default: found")
     parser.add_argument("--carried", type=Path, metavar="DIR", help="what `gate.py write DIR` wrote on another host")
     parser.add_argument("--row", action="append", metavar="NAME", help="this row; can be repeated; default: the plan")
-    parser.add_argument("--size", help="of the converted model: small, 1b, 3b, 8b; default: 8b, small on a CPU")
+    sizes = ("small", "1b", "3b", "8b")
+    parser.add_argument("--size", choices=sizes, help="of the converted model; default: 8b, and small on a CPU")
     parser.add_argument("--out", type=Path, default=Path("out/visit"), metavar="DIR", help="results (%(default)s)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="a folder for checkpoints; default: a temporary one")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="checkpoints go below it; default: where TMPDIR says")
     parser.add_argument("--image", default="", help="what to note as the container's image")
     parser.add_argument("--markdown", type=Path, metavar="DIR", help="print the visits whose results are in DIR")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -471,7 +475,11 @@ def main() -> None:
     elif options.worker:
         work(options)
     else:
-        sys.exit(visit(options))
+        if options.work:
+            options.work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=options.work, prefix="visit-", ignore_cleanup_errors=True) as folder:
+            options.work = Path(folder)
+            sys.exit(visit(options))
 
 
 def visit(options: argparse.Namespace) -> int:
@@ -484,17 +492,13 @@ def visit(options: argparse.Namespace) -> int:
     worker = Worker(worker_command(options, logs), logs / "worker.txt")
     began = time.monotonic()
     signals: list[str] = []
-    waiting: list[Visit] = []
 
     def stop(number: int, _: Any) -> None:
         signals.append(signal.Signals(number).name)
-        for each in waiting:
-            each.stopped = signals[0]
         worker.stop()
 
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(each, stop)
-    os.environ["FUNCTIONAL_COMMAND"] = shlex.join(own_command(options))
     hello = worker.start()
     if hello is None:
         said = worker.log.read_text(errors="replace").strip().splitlines()
@@ -506,21 +510,19 @@ def visit(options: argparse.Namespace) -> int:
         known = ", ".join(item.name for item in items)
         sys.stderr.write(f"error: no row is named {min(unknown)!r}; choose of {known}\n")
         return 2
-    about = {"command": shlex.join([*own_command(options), f"--minutes={options.minutes:g}"])}
+    about = {"command": shlex.join([*own_command(options, in_public=True), f"--minutes={options.minutes:g}"])}
     about |= {"minutes": options.minutes, "image": options.image, "machine": hello["machine"]}
     writer = Writer(options.out, about)
     platform = hello["machine"]["platform"]
+    tell(json.dumps(hello["machine"]))
     chosen = [item for item in items if not options.row or item.name in options.row]
     seconds = options.minutes * 60 - (time.monotonic() - began)
     ask = partial(ask_worker, worker, platform)
-    tour = Visit(chosen, ask, show(writer), platform, seconds)
-    waiting.append(tour)
-    tour.stopped = signals[0] if signals else ""
     try:
-        tour.go()
+        Visit(chosen, ask, show(writer), platform, seconds, signals).go()
     finally:
         worker.end()
-    print(f"{report.summary(writer.results)}; report: {options.out / 'report.html'}")
+    tell(f"{report.summary(writer.results)}; report: {options.out / 'report.html'}")
     return 0 if report.succeeded(writer.results) else 1
 
 
@@ -530,14 +532,21 @@ def show(writer: Writer) -> Callable[[Item, Result], None]:
     def record(item: Item, result: Result) -> None:
         writer.record(item, result)
         told = "; ".join(text for text in (report.join_figures(result.figures), result.headline) if text)
-        print(f"{item.part}  {result.name:32} {result.outcome:9} {result.seconds:6.1f} s  {told}", flush=True)
+        tell(f"{item.part}  {result.name:32} {result.outcome:9} {result.seconds:6.1f} s  {told}")
 
     return record
 
 
-def own_command(options: argparse.Namespace) -> list[str]:
-    """Give the command of this visit without its budget and rows."""
-    given = {"--platform": options.platform, "--carried": options.carried, "--size": options.size}
+def tell(text: str) -> None:
+    """Print a line, if there is still a terminal."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+
+
+def own_command(options: argparse.Namespace, in_public: bool = False) -> list[str]:
+    """Give the command without budget and rows; in public without where this machine has its folders."""
+    carried = options.carried and (options.carried.name if in_public else options.carried)
+    given = {"--platform": options.platform, "--carried": carried, "--size": options.size}
     return ["python3", "tests/functional/visit.py", *(f"{name}={value}" for name, value in given.items() if value)]
 
 
@@ -546,14 +555,24 @@ def worker_command(options: argparse.Namespace, logs: Path) -> list[str]:
     given = {
         "--logs": logs.absolute(),
         "--carried": options.carried and options.carried.absolute(),
-        "--work": options.work and options.work.absolute(),
+        "--work": options.work.absolute(),
         "--size": options.size,
     }
+    # For steps.py and matrix.py, whose names for these this process does not import.
     platform = [f"FUNCTIONAL_PLATFORM={options.platform}"] if options.platform else []
+    alone = f"FUNCTIONAL_COMMAND={shlex.join(own_command(options))}"
     # With the emulation of CUDA the devices of a host are in the way, so torch shall not find them.
     hidden = ["CUDA_VISIBLE_DEVICES=-1", "HIP_VISIBLE_DEVICES=-1"] if options.platform == "cpu" else []
-    settings = ["HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false", *platform, *hidden]
-    command = ["env", *settings, sys.executable, str(Path(__file__).absolute()), "--worker"]
+    settings = ["HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false", alone, *platform, *hidden]
+    # Images switch bytecode off, and then every process compiles torch's and transformers' modules anew.
+    command = [
+        "env",
+        "--unset=PYTHONDONTWRITEBYTECODE",
+        *settings,
+        sys.executable,
+        str(Path(__file__).absolute()),
+        "--worker",
+    ]
     return [*command, *(f"{name}={value}" for name, value in given.items() if value)]
 
 

@@ -69,7 +69,9 @@ def failed(name: str, reason: str = "no") -> Result:
 
 def go(clock: Clock, seconds: float, items: list[visit.Item] = ITEMS) -> dict[str, Result]:
     found: dict[str, Result] = {}
-    visit.Visit(items, clock.ask, lambda item, result: found.update({item.name: result}), "cpu", seconds, clock).go()
+    visit.Visit(
+        items, clock.ask, lambda item, result: found.update({item.name: result}), "cpu", seconds, (), clock
+    ).go()
     return found
 
 
@@ -123,13 +125,13 @@ def test_a_row_that_need_not_run_says_why() -> None:
 
 def test_after_a_signal_the_rows_that_were_not_reached_are_named() -> None:
     found: dict[str, Result] = {}
+    signals: list[str] = []
 
     def ask(item: visit.Item, limit: float) -> Result:
-        tour.stopped = "SIGTERM"
+        signals.append("SIGTERM")
         return passed(item.name)
 
-    tour = visit.Visit(ITEMS, ask, lambda item, result: found.update({item.name: result}), "cpu", 600)
-    tour.go()
+    visit.Visit(ITEMS, ask, lambda item, result: found.update({item.name: result}), "cpu", 600, signals).go()
     assert outcomes(found) == ["passed", "left out", "left out", "left out"]
     assert found["second"].reason == "not reached: stopped by SIGTERM"
 
@@ -231,10 +233,11 @@ visit.main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_the_row_that_runs_and_the_report_is_written(tmp_path: Path, number: signal.Signals) -> None:
     code = FAKE.format(tests=str(Path(visit.__file__).parent), machine=MACHINE, out=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert json.loads(process.stdout.readline()) == MACHINE
     assert process.stdout.readline().split()[:3] == ["1", "a", "passed"]
     time.sleep(0.3)
     process.send_signal(number)
@@ -248,6 +251,20 @@ def test_a_signal_ends_the_row_that_runs_and_the_report_is_written(tmp_path: Pat
     ]
     assert "not reached" in (tmp_path / "report.txt").read_text()
     assert process.returncode == 0
+
+
+def test_one_line_says_why_no_row_can_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    why = "platforms.PlatformError: asked for cuda, found cpu"
+    monkeypatch.setattr(
+        visit, "worker_command", lambda options, logs: [sys.executable, "-c", f"raise SystemExit({why!r})"]
+    )
+    monkeypatch.setattr(sys, "argv", ["visit.py", "--platform=cuda", f"--out={tmp_path}"])
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    with pytest.raises(SystemExit, match="1"):
+        visit.main()
+    assert capsys.readouterr().err.startswith(f"error: no row can run here: {why}; see ")
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
