@@ -301,7 +301,8 @@ def alike_here(runner: Any, row: Any) -> Any:
     """Give what rows share that do the same on this host, though another one would tell them apart."""
     if not hasattr(row, "layout"):
         return row.name
-    return (row.model, row.layout, row.vocab_size, runner.packed(row), runner.local(row), *row.changes)
+    kind = (runner.packed(row), runner.local(row), row.primus)
+    return (row.model, row.layout, row.vocab_size, kind, *row.changes)
 
 
 def work(options: argparse.Namespace) -> None:
