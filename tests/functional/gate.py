@@ -203,13 +203,19 @@ class Computer:
             self.process.stdin.flush()
             answer = json.loads(self.process.stdout.readline() or "{}")
         except BaseException:  # of a time limit, too: the next family needs a process that listens
-            self.process.kill()
+            self.end()
             raise
         if "figures" in answer:
             return answer["figures"]
-        # A device that refused once may refuse everything from then on.
+        if "differs" not in answer:
+            self.end()  # a device that refused once may refuse everything from then on
+        why = answer.get("differs") or answer.get("error") or f"ended: {steps.last_error(self.log)}"
+        raise steps.StepFailed(why, self.log)
+
+    def end(self) -> None:
+        """End the process; until it has, it would be taken for one that listens."""
         self.process.kill()
-        raise steps.StepFailed(answer.get("error") or f"ended: {steps.last_error(self.log)}", self.log)
+        self.process.wait()
 
 
 def compute() -> None:
@@ -234,6 +240,8 @@ def compute() -> None:
     for line in sys.stdin:
         try:
             answer = {"figures": computed(Path(line.strip()))}
+        except AssertionError as error:
+            answer = {"differs": str(error)}
         except Exception as error:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}

@@ -393,7 +393,15 @@ def test_a_process_answers_for_one_family_after_the_other(tmp_path: Path, comput
     asked = computer("print(json.dumps({'figures': {folder: 1.0}}), flush=True)")
     for name in "ab":
         assert asked.ask(tmp_path / name) == {str(tmp_path / name): 1.0}
-    asked.process.kill()
+    asked.end()
+
+
+def test_a_weight_that_differs_leaves_the_process_to_the_next_family(tmp_path: Path, computer) -> None:
+    asked = computer("print(json.dumps({'differs': 'norm.weight: 60 of 64 values differ'}), flush=True)")
+    for _ in range(2):
+        with pytest.raises(gate.steps.StepFailed, match="60 of 64 values differ"):
+            asked.ask(tmp_path)
+    asked.end()
 
 
 @pytest.mark.parametrize(
@@ -407,7 +415,7 @@ def test_what_a_family_meets_ends_the_process(tmp_path: Path, computer, code: st
     asked = computer(code)
     with pytest.raises(gate.steps.StepFailed, match=expected):
         asked.ask(tmp_path)
-    assert asked.process.wait(5) is not None
+    assert asked.process.returncode is not None  # so that the next family gets another one
 
 
 # --- conversion and verify -------------------------------------------------------------------------------------------
