@@ -168,6 +168,7 @@ def visit(session: nox.Session) -> None:
     """Run rows in the order of their worth, on a machine that is at hand for minutes: `-- --minutes 10`."""
     if GPU:
         _install_beside_host(session)
+        session.install("psutil")
     else:
         _install_patched(session)
     session.run("python", "tests/functional/visit.py", *_arguments(session)[1])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upstream's gate for conversion without a GPU: what was written without Transformer Engine computes with it.
 
-    python tests/functional/gate.py write DIR                     # on a host without it: a release of each family
-    python tests/functional/gate.py write DIR --family llama-3    # of this one; can be repeated
+    python tests/functional/gate.py write                     # on a host without it: a release of each family
+    python tests/functional/gate.py write --family llama-3    # of this one; can be repeated
 
-`visit.py --carried DIR` has the rows of the gate. Each loads a release strictly into a model of Transformer Engine's
+`visit.py` has the rows of the gate. Each loads a release strictly into a model of Transformer Engine's
 modules, compares every weight, and holds the logits beside those of transformers, in float32 and in bf16. On the CPU
 the models are of Megatron Core's local layers: that rehearses the rows, and counts as left out.
 """
@@ -25,6 +25,8 @@ import models
 import steps
 import torch
 
+
+CARRIED = steps.HERE.parents[1] / "dist" / "carried"
 
 FAMILIES = models.FAMILIES | {
     family.name: family
@@ -94,9 +96,9 @@ def write(folder: Path, families: list[str]) -> None:
     (folder / "about.json").write_text(json.dumps({"families": families, "written with": versions}, indent=1))
 
 
-def carried(folder: Path | None) -> list[str]:
+def carried(folder: Path) -> list[str]:
     """Name the families whose releases lie in a folder, in the order of `FAMILIES`."""
-    return [name for name in FAMILIES if folder and (folder / name / "megatron").is_dir()]
+    return [name for name in FAMILIES if (folder / name / "megatron").is_dir()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,21 +106,21 @@ class Gate(matrix.Check):
     """A family's release, loaded into a model of Transformer Engine's modules that computes.
 
     Attributes:
-        carried: The folder that `write` has written; None if none was carried along.
+        carried: The folder that `write` has written.
     """
 
-    carried: Path | None = field(default=None, compare=False)
+    carried: Path = field(default=CARRIED, compare=False)
     limit_s: float = 120
 
     @classmethod
-    def of(cls, family: str, folder: Path | None) -> "Gate":
+    def of(cls, family: str, folder: Path) -> "Gate":
         """Make the row of a family."""
         return cls(name=f"gate-{family}", model=family, carried=folder)
 
     def why_not(self, runner: matrix.Runner) -> str | None:
         """Say why it can't run here, or give None if it can."""
         if self.model not in carried(self.carried):
-            return f"no release of {self.model} was carried along: see --carried"
+            return f"no release of {self.model} was carried along: run `gate.py write` where Transformer Engine is not"
         if runner.host.lacks_transformer_engine:
             return "needs Transformer Engine, which can't be imported here"
         if runner.host.transformer_engine is None and self.model in NOT_WITH_LOCAL_LAYERS:
@@ -326,7 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Upstream's gate: write releases without Transformer Engine.")
     commands = parser.add_subparsers(dest="command", required=True)
     writing = commands.add_parser("write", help="write a release of each family that converts")
-    writing.add_argument("folder", type=Path)
+    writing.add_argument("folder", type=Path, nargs="?", default=CARRIED, help="where they go (%(default)s)")
     writing.add_argument("--family", action="append", help=f"of {', '.join(FAMILIES)}; default: all")
     commands.add_parser("compute", help="what the rows start")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A short visit to a machine with a GPU: rows in the order of their worth, within a time budget.
 
-    python tests/functional/visit.py --minutes 10 --carried DIR       # what this machine has; results in out/visit
-    python tests/functional/visit.py --platform cpu --carried DIR     # the same, rehearsed on the CPU
+    python tests/functional/visit.py --minutes 10                     # what this machine has; results in out/visit
+    python tests/functional/visit.py --platform cpu                   # the same, rehearsed on the CPU
     python tests/functional/visit.py --row NAME --row NAME            # these rows again
     python tests/functional/visit.py --markdown out/visit             # the section for docs/gpu-results.md
 
@@ -117,8 +117,10 @@ class Visit:
         result = self.ask(item, min(item.limit_s, left))
         if result.outcome is Outcome.PASSED or result.figures:
             self.took[item.kind] = self.clock() - started
-        if result.outcome is Outcome.FAILED and self.clock() >= self.deadline:
-            result = replace(result, outcome=Outcome.LEFT_OUT, reason=f"the visit's time was over: {result.reason}")
+        # What a row meets when it is cut off is nothing that it did.
+        cut = f"stopped by {self.signals[0]}" if self.signals else "the visit's time was over"
+        if result.outcome is Outcome.FAILED and (self.signals or self.clock() >= self.deadline):
+            result = replace(result, outcome=Outcome.LEFT_OUT, reason=f"{cut}: {result.reason}")
         return result
 
     def left_out(self, item: Item, reason: str) -> Result:
@@ -270,7 +272,7 @@ def plan(runner: Any, carried: Path | None, size: str | None) -> Iterator[tuple[
 
     Args:
         runner: The matrix's.
-        carried: Releases that were written without Transformer Engine.
+        carried: Releases that were written without Transformer Engine; None for where `gate.py` writes them.
         size: Of the model that is converted.
     """
     import conversion
@@ -283,7 +285,7 @@ def plan(runner: Any, carried: Path | None, size: str | None) -> Iterator[tuple[
     size = size or (conversion.SMALL if runner.host.platform.name == "cpu" else "8b")
     parts = (
         [replace(one_rank[0], local=True)],
-        [*(gate.Gate.of(family, carried) for family in gate.FAMILIES), *packed],
+        [*(gate.Gate.of(family, carried or gate.CARRIED) for family in gate.FAMILIES), *packed],
         sorted((row for row in one_rank if row not in packed), key=lambda row: not row.default),
         [conversion.Conversion.of(size)],
         [conversion.Verify(name="verify", model="llama-3")],
@@ -460,7 +462,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the functional matrix on this machine within a time budget.")
     parser.add_argument("--minutes", type=float, default=10, help="the budget (%(default)s)")
     parser.add_argument("--platform", choices=("cpu", "cuda", "rocm"), help="fail unless this is here; default: found")
-    parser.add_argument("--carried", type=Path, metavar="DIR", help="what `gate.py write DIR` wrote on another host")
+    parser.add_argument("--carried", type=Path, metavar="DIR", help="what `gate.py write` wrote (dist/carried)")
     parser.add_argument("--row", action="append", metavar="NAME", help="this row; can be repeated; default: the plan")
     sizes = ("small", "1b", "3b", "8b")
     parser.add_argument("--size", choices=sizes, help="of the converted model; default: 8b, and small on a CPU")
