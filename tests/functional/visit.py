@@ -218,8 +218,9 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
         self.process.wait()
-        self.process.stdin.close()
         self.process.stdout.close()
+        with contextlib.suppress(OSError):  # of a question that it never took
+            self.process.stdin.close()
         self.process = None
 
     def _line(self, seconds: float) -> dict[str, Any] | None:

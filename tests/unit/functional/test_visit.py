@@ -180,6 +180,14 @@ def test_a_process_that_ends_costs_one_row(tmp_path: Path) -> None:
     assert Path(result.log).read_text() == "out of memory" * 2
 
 
+def test_a_process_that_has_ended_before_it_is_asked_costs_one_row(tmp_path: Path) -> None:
+    ended = worker(tmp_path, "")
+    ended.start()
+    ended.process.wait()
+    assert visit.ask_worker(ended, "cpu", ITEMS[0], 5).outcome is Outcome.FAILED
+    assert ended.process is None
+
+
 def test_a_process_that_hangs_is_ended_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
