@@ -137,6 +137,54 @@ FAMILIES = {
 }
 
 
+_EXPERTS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+}
+
+# Families that convert, too. Not all can be told to Megatron-LM in flags, or trained without Transformer Engine.
+_FURTHER = (
+    Family("deepseek-v2", "DeepseekV2Config", _LATENT | _EXPERTS | {"head_dim": 16}),
+    Family("deepseek-v3-mtp", "DeepseekV3Config", _LATENT | _EXPERTS | {"num_nextn_predict_layers": 1}),
+    Family("gemma", "GemmaConfig", {"head_dim": 16, "tie_word_embeddings": True}),
+    Family("glm-4.5", "Glm4MoeConfig", _EXPERTS | {"head_dim": 16, "num_nextn_predict_layers": 0}),
+    Family("glm-4.5-mtp", "Glm4MoeConfig", _EXPERTS | {"head_dim": 16, "num_nextn_predict_layers": 1}),
+    Family("glm-4-moe-lite", "Glm4MoeLiteConfig", _LATENT | _EXPERTS | {"num_nextn_predict_layers": 0}),
+    Family(
+        "gpt-oss",
+        "GptOssConfig",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32},
+    ),
+    Family(
+        "hy-v3",
+        "HYV3Config",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            # transformers says it by `mlp_layer_types` alone, Bridge reads what Tencent's own config.json has.
+            "first_k_dense_replace": 1,
+        },
+    ),
+    Family("nemotron", "NemotronConfig", {"head_dim": 16}),
+    Family("olmoe", "OlmoeConfig", {"num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2}),
+)
+CONVERTED = FAMILIES | {family.name: family for family in _FURTHER}
+
+
 def make_model(
     folder: Path, family: str | Family = "llama-3", dtype: torch.dtype = torch.float32, **changes: Any
 ) -> Path:
@@ -144,7 +192,7 @@ def make_model(
 
     Args:
         folder: Where it goes.
-        family: A key of `FAMILIES`, or a family that isn't there.
+        family: A key of `CONVERTED`, or a family that isn't there.
         dtype: What the weights are stored in.
         **changes: Values of the configuration that go before the family's own.
 
@@ -152,7 +200,7 @@ def make_model(
         `folder`.
     """
     tokenizer = train_tokenizer(folder, VOCAB_SIZE)
-    row = FAMILIES[family] if isinstance(family, str) else family
+    row = CONVERTED[family] if isinstance(family, str) else family
     config = row.configuration(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

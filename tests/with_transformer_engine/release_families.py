@@ -12,51 +12,7 @@ from safetensors.torch import load_file, save_file
 
 Kind = tuple[torch.Size, torch.dtype]
 
-_EXPERTS = {
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 32,
-    "first_k_dense_replace": 1,
-}
-_LATENT = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 16,
-}
-
-FURTHER = (
-    models.Family("deepseek-v2", "DeepseekV2Config", _LATENT | _EXPERTS | {"head_dim": 16}),
-    models.Family("deepseek-v3-mtp", "DeepseekV3Config", _LATENT | _EXPERTS | {"num_nextn_predict_layers": 1}),
-    models.Family("gemma", "GemmaConfig", {"head_dim": 16, "tie_word_embeddings": True}),
-    models.Family("glm-4.5", "Glm4MoeConfig", _EXPERTS | {"head_dim": 16, "num_nextn_predict_layers": 0}),
-    models.Family("glm-4.5-mtp", "Glm4MoeConfig", _EXPERTS | {"head_dim": 16, "num_nextn_predict_layers": 1}),
-    models.Family("glm-4-moe-lite", "Glm4MoeLiteConfig", _LATENT | _EXPERTS | {"num_nextn_predict_layers": 0}),
-    models.Family(
-        "gpt-oss",
-        "GptOssConfig",
-        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32},
-    ),
-    models.Family(
-        "hy-v3",
-        "HYV3Config",
-        {
-            "head_dim": 16,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            # transformers says it by `mlp_layer_types` alone, Bridge reads what Tencent's own config.json has.
-            "first_k_dense_replace": 1,
-        },
-    ),
-    models.Family("nemotron", "NemotronConfig", {"head_dim": 16}),
-    models.Family("olmoe", "OlmoeConfig", {"num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2}),
-)
-FAMILIES = models.FAMILIES | {family.name: family for family in FURTHER}
+FAMILIES = models.CONVERTED
 
 
 def make_model(folder: Path, name: str) -> Path:
