@@ -42,10 +42,11 @@ NOT_WITH_LOCAL_LAYERS = {
 LAYERS = 2  # carried files are small
 TOKENS = (2, 64)
 
-# The largest distance of logits from transformers' in float32, as a part of their size (both root mean square). What is
-# wrong is further away: another rotary base 0.44, another epsilon of the norms 0.27. On the CPU float32 is 1e-5 away at
-# most, and bf16 0.07, where a router rounds otherwise and sends tokens to other experts. Transformer Engine multiplies
-# float32 matrices in TF32, which has 3 bits more than bf16 (`cublaslt_gemm.cu`).
+# The largest distance of logits from transformers' in float32, as a part of their size (both root mean square). What
+# is wrong is further away: another rotary base 0.44, another epsilon of the norms 0.27. On the CPU float32 is 1e-5
+# away at most, and bf16 0.07, where a router rounds otherwise and sends tokens to other experts. Transformer Engine
+# multiplies float32 matrices in TF32, which has 3 bits more than bf16
+# (`transformer_engine/common/gemm/cublaslt_gemm.cu`).
 IN_FLOAT32 = {"cpu": 1e-4, "cuda": 5e-2, "rocm": 5e-2}
 IN_BF16 = 0.15
 
