@@ -232,6 +232,25 @@ def quickstart(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, requires=["build"])
+def kit(session: nox.Session) -> None:
+    """Write dist/kit/, with which a GPU host without network runs the functional tests: docs/gpu-runners.md.
+
+    `-- --part-size 60M` cuts it into parts, `--transformer-engine` adds that for CUDA 13, compiled the first time.
+    `--prove` runs it on a bare host that it makes here, without a GPU and without network.
+    """
+    _install_patched(session)
+    given, rest = _arguments(session)
+    if "--transformer-engine" in rest:
+        session.install(*_group("transformer-engine-build"))
+    wheel = given.wheel or next(iter(built), None)
+    options = [f"--wheel={wheel}"] if wheel else []
+    options += [f"--tool={each}" for each in _group("tools")]
+    session.run("python", "-m", "fork", "kit", *options, *(each for each in rest if each != "--prove"))
+    if "--prove" in rest:
+        session.run("pytest", "tests/functional/test_kit.py", "--kit=dist/kit")
+
+
+@nox.session(python=PYTHON, requires=["build"])
 def benchmark(session: nox.Session) -> None:
     """Compare the streaming import with `cp -r` and with upstream's import: `-- --sizes 1b,8b --rounds 2`."""
     _install_patched(session)
@@ -328,6 +347,8 @@ def _pytest(session: nox.Session, folders: Sequence[str], *options: str) -> None
     any_wheel = ["--continue-on-collection-errors"] if given.wheel else []
     own = [option for option in session.posargs if option not in rest]
     session.env["FUNCTIONAL_COMMAND"] = shlex.join(["python3", "-m", "nox", "-s", session.name, "--", *own])
+    if wheel := given.wheel or next(iter(built), None):
+        session.env["MEGATRON_BRIDGE_WHEEL"] = str(wheel.absolute())
     # A file's tests share what they made, and so do the rows of a model (tests/conftest.py). Arguments are for looking
     # closer, and GPUs for one row at a time. The order stays, because the groups with the fewest tests are those that
     # take longest.

@@ -9,6 +9,7 @@ import click
 from fork import adopt as adoption
 from fork import backend, pull_request, release, stack
 from fork import diff as differ
+from fork import kit as offline_kit
 from fork.errors import ForkError
 from fork.upstream import LATEST, RELEASES
 
@@ -87,6 +88,26 @@ def make_release(out: Path, tag: str) -> None:
     """Build a wheel over each release of upstream, with checksums and notes."""
     for wheel in release.make(out, tag):
         click.echo(wheel)
+
+
+@main.command("kit")
+@click.option(
+    "--wheel",
+    default=Path("dist", f"{backend.stem(LATEST)}-py3-none-any.whl"),
+    type=click.Path(path_type=Path),
+    help="The patched wheel.",
+)
+@click.option(
+    "--out", default=Path("dist", "kit"), type=click.Path(file_okay=False, path_type=Path), help="Folder for the kit."
+)
+@click.option("--tool", "tools", multiple=True, help="A requirement of the tests' tools; can be repeated.")
+@click.option("--part-size", metavar="SIZE", help="Cut the kit into parts of at most this size, such as 60M.")
+@click.option("--transformer-engine", is_flag=True, help="Add Transformer Engine for CUDA 13.")
+def make_kit(out: Path, wheel: Path, tools: tuple[str, ...], part_size: str | None, transformer_engine: bool) -> None:
+    """Make the offline kit, of packages that are installed here."""
+    size = offline_kit.parse_size(part_size) if part_size else None
+    click.echo(offline_kit.report(offline_kit.make(out, wheel, tools, size, transformer_engine)))
+    click.echo(f"{out}: copy it to the host, and run {out.name}/run.sh there")
 
 
 @main.command()
