@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--megatron-lm", type=Path, metavar="DIR", help="train with this checkout's pretrain_gpt.py --sft")
     group.addoption("--primus", type=Path, metavar="DIR", help="run the hook of this checkout of Primus")
     group.addoption("--report", type=Path, default=Path("out/functional"), metavar="DIR", help="logs and report")
+    group.addoption("--kit", type=Path, metavar="DIR", help="prove this offline kit, with all that it does by itself")
 
 
 def pytest_configure(config: pytest.Config) -> None:
