@@ -30,4 +30,5 @@ if [[ ${1:-} == -- ]]; then
 else
     set -- python tests/functional/visit.py --minutes 10 --out "$results" "$@"
 fi
-"$@" 2>&1 | tee "$results/visit.log"
+# In the place of this shell: what stops the script stops the visit, which then writes what it has.
+exec "$@" > >(tee "$results/visit.log") 2>&1
