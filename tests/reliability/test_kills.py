@@ -13,7 +13,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("streaming", "link", "kills"),
-    [(True, False, 200), (False, True, 80)],
+    [(True, False, 200), (False, True, 140)],
     ids=["streaming", "in memory, with a link iter_0000000"],
 )
 def test_kills(streaming, link, kills, record_property):
