@@ -326,9 +326,12 @@ def _relative(log: str, folder: Path) -> str | None:
 
 def curve_styles(results: Sequence[Result]) -> dict[str, int]:
     """Number the curves' styles: a name looks the same in every chart."""
-    names = [*CURVES, *sorted({name for result in results for name in result.curves} - set(CURVES))]
+    others = {name for result in results for name in result.curves} - {*CURVES, HUGGING_FACE}
+    names = [*CURVES, *sorted(others)]
     left = STYLES - len(CURVES)
-    return {name: i if i < STYLES else len(CURVES) + (i - len(CURVES)) % left for i, name in enumerate(names)}
+    return {HUGGING_FACE: STYLES} | {
+        name: i if i < STYLES else len(CURVES) + (i - len(CURVES)) % left for i, name in enumerate(names)
+    }
 
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 58, 12, 12, 42

@@ -251,9 +251,10 @@ def test_long_curves_have_few_markers() -> None:
 
 def test_each_name_has_one_style_everywhere() -> None:
     names = [f"resumed with PP{n}" for n in range(9)]
-    styles = report.curve_styles([replace(PASSED, curves={name: WHOLE}) for name in names])
+    styles = report.curve_styles([replace(PASSED, curves={name: WHOLE, report.HUGGING_FACE: WHOLE}) for name in names])
     assert [styles[name] for name in report.CURVES] == [0, 1, 2]
     assert {styles[name] for name in names} == {3, 4, 5}
+    assert styles[report.HUGGING_FACE] == report.STYLES == 6
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.booleans())
