@@ -123,7 +123,7 @@ def adopt(version: str, megatron_core: str | None, transformers: str | None, ups
     if told:
         click.echo("\n".join(told))
         raise ForkError(
-            f"{len(told)} edits don't find their place in megatron-bridge {version}; adjust them in patches/, and say "
+            f"{len(told)} edits don't find their place in megatron-bridge {version}; adjust them in changes/, and say "
             "which releases they are for only where upstream truly differs"
         )
     adoption.add_line(upstream)
@@ -142,7 +142,7 @@ def adopt(version: str, megatron_core: str | None, transformers: str | None, ups
 )
 def make_pull_request(checkout: Path, names: tuple[str, ...], branch: str | None, out: Path) -> None:
     """Commit the stack on a new branch of CHECKOUT, a clean checkout of Megatron-Bridge."""
-    changes = pull_request.changes(names)
+    changes = stack.load(names=names)
     branch = branch or (changes[0].name if len(changes) == 1 else "release-stack")
     commits = pull_request.make(checkout, changes, branch, out)
     for change in changes:

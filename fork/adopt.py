@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from fork import stack, syntax
-from fork.edits import Change, Misplaced, Node, nodes
+from fork.change import Change
+from fork.edits import Misplaced, Node, nodes
 from fork.errors import EditError, UpstreamError
 from fork.requirements import covers
 from fork.upstream import RELEASES, Upstream, find, obtain
@@ -85,13 +86,13 @@ def misplaced(
     Args:
         upstream: the release.
         given: upstream's wheel, for a host without network.
-        changes: the stack; that of patches/ unless it is given.
+        changes: the stack; that of changes/ unless it is given.
         modules: the folder that the new modules are in.
 
     Raises:
         ForkError: upstream's wheel can't be had.
     """
-    # The patches ask the table for what goes with each release.
+    # The changes ask the table for what goes with each release.
     RELEASES.setdefault(upstream.version, upstream)
     changes = stack.load() if changes is None else changes
     with tempfile.TemporaryDirectory() as scratch:

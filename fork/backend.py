@@ -17,7 +17,7 @@ from packaging.metadata import Metadata
 from wheel.wheelfile import WheelFile
 
 from fork import requirements, stack
-from fork.edits import Change
+from fork.change import Change
 from fork.errors import ForkError
 from fork.upstream import LATEST, Upstream, obtain
 
@@ -51,7 +51,7 @@ def build(
         folder: where the wheel goes; made if need be. Nothing is left there when the build fails.
         upstream: the release of upstream to build on.
         given: upstream's wheel, for a host without network.
-        changes: the stack; that of patches/ unless it is given.
+        changes: the stack; that of changes/ unless it is given.
         modules: the folder that the new modules are in.
 
     Raises:
@@ -103,6 +103,8 @@ def _write_notice(path: Path, changes: Sequence[Change], touched: dict[str, list
     lines = [(stack.REPOSITORY / "NOTICE").read_text("utf-8")]
     lines += [f"This wheel is megatron-bridge {upstream.version} with the following changes.", ""]
     for change in changes:
+        if not change.in_wheel:
+            continue
         lines += [f"{change.name}: {' '.join(change.why.split())}"]
         for file, names in sorted(touched.items()):
             if change.name in names:
@@ -187,7 +189,7 @@ def build_sdist(sdist_directory: str, config_settings: dict | None = None) -> st
     """Packs what a build of the wheel needs: the stack, the new modules and the machinery, nothing of upstream."""
     base = stem(LATEST)
     files = [stack.REPOSITORY / name for name in ("LICENSE", "NOTICE", "README.md", "pyproject.toml")]
-    for folder in ("fork", "patches", "src"):
+    for folder in ("changes", "fork", "src"):
         files += sorted(path for path in (stack.REPOSITORY / folder).rglob("*.py"))
     about = f"Metadata-Version: 2.4\nName: megatron-bridge\nVersion: {version(LATEST)}\nDynamic: Requires-Dist\n"
     target = Path(sdist_directory, f"{base}.tar.gz")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fork import backend, stack
-from fork.edits import Change
+from fork.change import Change
 from fork.errors import ForkError
 from fork.upstream import Upstream, obtain
 
@@ -28,7 +28,7 @@ def write(
         folder: where the file goes; made if need be.
         upstream: the release of upstream.
         given: upstream's wheel, for a host without network.
-        changes: the stack; that of patches/ unless it is given.
+        changes: the stack; that of changes/ unless it is given.
         modules: the folder that the new modules are in.
 
     Raises:

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vocabulary in which a change to upstream's source is written.
 
-A `Change` lists, for each file of upstream, the edits that it takes. An edit names its place by structure: a scope
-(the qualified name of a class or function, "" for the whole file) and a node at any depth in it. It fails when the
-place is missing or is there another number of times than `count`, and it recognises its own result, so a second
-application changes nothing.
+A change (`fork.change`) lists, for each file of upstream, the edits that it takes. An edit names its place by
+structure: a scope (the qualified name of a class or function, "" for the whole file) and a node at any depth in it. It
+fails if the place is missing, or is found another number of times than `count`. It recognises its own result, so a
+second application changes nothing.
 
 Nodes are `libcst.matchers`; `call`, `assign`, `imports`, `define`, `returns`, `ifs` and `expression` make the usual
 ones.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 
 import libcst as cst
 import libcst.matchers as m
 
 from fork import syntax
 from fork.errors import EditError
-from fork.requirements import RequirementEdit, covers
+from fork.requirements import covers
 
 
 @dataclass(frozen=True)
@@ -102,29 +102,6 @@ class File:
         except SyntaxError as error:
             raise EditError(f"{self.path}: the result is not Python: {error}") from None
         return tree.code
-
-
-@dataclass(frozen=True)
-class Change:
-    """One change of the stack: a commit that upstream could take alone.
-
-    Args:
-        name: the name on the command line and in messages.
-        message: the commit message that upstream would get.
-        why: one paragraph for the notice of modification and the pull request.
-        edits: the files of upstream that change.
-        modules: new modules, paths relative to megatron/bridge; "../name/x.py" lies beside that package.
-        requirements: edits of the wheel's requirements, see `fork.requirements`.
-        scripts: commands that an installation gets, each with the function that it calls, as "module:function".
-    """
-
-    name: str
-    message: str
-    why: str
-    edits: Sequence[File] = ()
-    modules: Sequence[str] = ()
-    requirements: Sequence[RequirementEdit] = ()
-    scripts: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ from the checkout.
 """
 
 import datetime
-import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -16,147 +14,26 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import libcst as cst
 import libcst.matchers as m
 
 from fork import stack
-from fork.edits import Change, File
+from fork.change import Change, Sweep
+from fork.edits import File
 from fork.errors import EditError, ForkError
 from fork.imports import missing
 
 
-REQUESTS = stack.REPOSITORY / "pull_requests"
-TESTS = stack.REPOSITORY / "tests" / "unit"
 UNIT_TESTS = "tests/unit_tests"
 TEST_GROUPS = "tests/functional_tests/test_groups"
 LAUNCHERS = "tests/functional_tests/launch_scripts/h100/active"
 TEMPLATE = ".github/PULL_REQUEST_TEMPLATE.md"
 SPDX = "# SPDX-License-Identifier: Apache-2.0\n"
 IMPORTED = ("megatron.bridge", "megatron.bridge_cli", "tests.unit_tests")
-LOCK = "`uv.lock` is as it was, and the images are built with `--locked`: run `uv lock` before the merge."
 TYPE_LABELS = {"fix": "bug", "docs": "docs", "ci": "ci"}
-
-
-@dataclass(frozen=True)
-class TextEdit:
-    """One edit of a file that is not Python.
-
-    Args:
-        path: the file, relative to the checkout.
-        name: what the edit does, for messages.
-        pattern: what is replaced, a regular expression for `re.MULTILINE` that is there just once.
-        new: what takes its place, with `re`'s references.
-        done: text that is in the file once the edit was made.
-    """
-
-    path: str
-    name: str
-    pattern: str
-    new: str
-    done: str
-
-    def apply(self, text: str) -> str:
-        """Returns the edited text; raises `EditError`."""
-        if self.done in text:
-            return text
-        edited, count = re.subn(self.pattern, self.new, text, flags=re.MULTILINE)
-        if count != 1:
-            raise EditError(f"{self.path}: {self.name}: expected 1 place, found {count}")
-        return edited
-
-
-def insert_before_heading(path: str, heading: str, text: str) -> TextEdit:
-    """Inserts `text`, which begins with a heading of its own, before the line `heading`."""
-    escaped = text.replace("\\", r"\\")
-    name = f"insert before the heading {heading!r}"
-    return TextEdit(path, name, rf"^(?={re.escape(heading)}$)", escaped, done=text.partition("\n")[0] + "\n")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One rule for the text of many files, all of whose places are counted.
-
-    Args:
-        name: what the rule does, for messages.
-        pattern: what is replaced, a regular expression for `re.MULTILINE`.
-        new: what takes its place, with `re`'s references.
-        places: how many places each file has, by its path relative to the checkout.
-    """
-
-    name: str
-    pattern: str
-    new: str
-    places: Mapping[str, int]
-
-    def apply(self, texts: Mapping[str, str]) -> dict[str, str]:
-        """Returns the edited texts by path; those that have no place left in any file were swept before.
-
-        Raises:
-            EditError: a file has another number of places.
-        """
-        swept = {path: re.subn(self.pattern, self.new, text, flags=re.MULTILINE) for path, text in texts.items()}
-        if not any(count for _, count in swept.values()):
-            return dict(texts)
-        for path, (_, count) in swept.items():
-            if count != self.places[path]:
-                raise EditError(f"{path}: {self.name}: expected {self.places[path]} places, found {count}")
-        return {path: text for path, (text, _) in swept.items()}
-
-
-@dataclass(frozen=True)
-class PullRequest:
-    """What the pull request of a change has beside the change.
-
-    Args:
-        change: the name of the change.
-        changelog: its lines in upstream's template.
-        tested: how the change was tested, a line each; there has to be one.
-        issues: the numbers of upstream's issues that it answers.
-        notes: what a reviewer should know, a line each.
-        labels: those beside the type, the area and breaking-change, which the subject of the commit says.
-        stands_on: changes that have to be there before it.
-        tests: our unit tests and their helpers, as patterns relative to tests/unit, and where they go in upstream's; a
-            place that ends in "/" is a folder. There has to be one here or in `functional`. Those that need
-            upstream's tree lie in pull_requests/unit.
-        functional: functional tests, relative to pull_requests, and where they go in upstream's groups; each gets a
-            launcher script.
-        expectations: edits of upstream's own tests, paths relative to the checkout.
-        docs: edits of upstream's documentation.
-        others: edits of upstream's scripts, examples and configuration, paths relative to the checkout.
-        sweeps: rules over many of its files, in order, after the other edits.
-    """
-
-    change: str
-    changelog: Sequence[str] = ()
-    tested: Sequence[str] = ()
-    issues: Sequence[int] = ()
-    notes: Sequence[str] = ()
-    labels: Sequence[str] = ()
-    stands_on: Sequence[str] = ()
-    tests: Mapping[str, str] = field(default_factory=dict)
-    functional: Mapping[str, str] = field(default_factory=dict)
-    expectations: Sequence[File] = ()
-    docs: Sequence[TextEdit] = ()
-    others: Sequence[File | TextEdit] = ()
-    sweeps: Sequence[Sweep] = ()
-
-    def travelling(self) -> dict[str, str]:
-        """Returns the place of each unit test in upstream's, by its path relative to tests/unit.
-
-        Raises:
-            ForkError: there is no such test.
-        """
-        places = {}
-        for pattern, place in self.tests.items():
-            ours = sorted(Path(os.path.relpath(path, TESTS)).as_posix() for path in TESTS.glob(pattern))
-            if not ours:
-                raise ForkError(f"{TESTS / pattern} does not exist; add it or take it off pull_requests/")
-            places |= {path: f"{place}{Path(path).name}" if place.endswith("/") else place for path in ours}
-        return places
 
 
 @dataclass(frozen=True)
@@ -177,37 +54,12 @@ class Commit:
 LINES = ("upstream's modules", "new modules", "tests", "documentation", "other files")
 
 
-def load(folder: Path = REQUESTS) -> dict[str, PullRequest]:
-    """Returns the pull requests by the name of their change."""
-    return {module.pull_request.change: module.pull_request for module in _modules(folder)}
-
-
-def changes(names: Iterable[str] = (), folder: Path = REQUESTS) -> list[Change]:
-    """Returns what can be proposed: the stack, and then the changes that touch nothing of the wheel.
-
-    Such a change stands beside its pull request, as `change`, and not in patches/, where a build would read it.
-
-    Raises:
-        ForkError: one of `names` is not among them.
-    """
-    beside = [module.change for module in _modules(folder) if hasattr(module, "change")]
-    return stack.select([*stack.load(), *beside], names)
-
-
-def _modules(folder: Path) -> Iterator[ModuleType]:
-    for path in sorted(folder.glob("[0-9]*.py")):
-        spec = importlib.util.spec_from_file_location(f"pull_requests.{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-
-
 def make(
     checkout: Path,
     changes: Sequence[Change],
     branch: str,
     out: Path,
-    requests: Mapping[str, PullRequest] | None = None,
+    known: Sequence[Change] | None = None,
     modules: Path = stack.MODULES,
 ) -> list[Commit]:
     """Commits `changes` on the new branch `branch` of `checkout`, and writes patches and texts into the folder `out`.
@@ -217,7 +69,7 @@ def make(
         changes: the changes, in order.
         branch: the name of the branch, which starts at the checkout's HEAD.
         out: the folder for `git format-patch` and the text of each pull request; replaced.
-        requests: what the pull requests have beside the changes; those of pull_requests/ unless they are given.
+        known: the changes that `changes` may stand on; those of changes/ unless they are given.
         modules: the folder that the new modules are in.
 
     Returns:
@@ -226,17 +78,17 @@ def make(
     Raises:
         ForkError: the checkout is not clean or has the branch, or an edit doesn't find its place.
     """
-    requests = load() if requests is None else requests
+    known = stack.load() if known is None else known
+    homes = _homes([*known, *changes])
     _check(checkout, branch)
     commits = []
     with _worktree(checkout) as tree, tempfile.TemporaryDirectory() as scratch:
         base = _git(tree, "rev-parse", "HEAD")
         for change in changes:
-            request = requests.get(change.name, PullRequest(change.name))
-            _check_request(request)
-            _check_ground(change, request, tree)
+            _check_tested(change)
+            _check_ground(change, known, tree)
             try:
-                _write(change, request, requests, tree, modules)
+                _write(change, homes, tree, modules)
             except EditError as error:
                 raise EditError(
                     f"change {change.name}: {str(error).removeprefix(f'change {change.name}: ')}"
@@ -244,7 +96,7 @@ def make(
             commit = _commit(change, tree)
             if commit is not None:
                 commits.append(commit)
-                text = _text(commit, request, tree)
+                text = _text(commit, tree)
                 Path(scratch, f"{change.name}.md").write_text(text, "utf-8")
         if not commits:
             raise ForkError(f"{checkout} has all of these changes already; there is nothing to commit")
@@ -298,30 +150,48 @@ def _worktree(checkout: Path) -> Iterator[Path]:
             _git(checkout, "worktree", "remove", "--force", str(tree))
 
 
-def _check_request(request: PullRequest) -> None:
+def _check_tested(change: Change) -> None:
     """Raises `ForkError` for a change that would be proposed untested."""
-    for field_, there in {"tested": request.tested, "tests": request.tests or request.functional}.items():
+    for name, there in {"tested": change.tested, "tests": change.tests or change.functional}.items():
         if not there:
-            raise ForkError(
-                f"change {request.change}: expected `{field_}` in pull_requests/, found none; add it there"
-            )
+            raise ForkError(f"change {change.name}: expected `{name}` in changes/, found none; add it there")
 
 
-def _check_ground(change: Change, request: PullRequest, tree: Path) -> None:
+def _check_ground(change: Change, known: Sequence[Change], tree: Path) -> None:
     """Raises `ForkError` if a change that this one stands on has not been there before it."""
-    for name in request.stands_on:
-        (other,) = changes([name])
+    for other in stack.select(known, change.stands_on) if change.stands_on else ():
         if not all((stack.find_package(tree) / module).is_file() for module in other.modules):
-            raise ForkError(f"change {change.name} stands on {name}, which the checkout lacks; add --change {name}")
+            raise ForkError(
+                f"change {change.name} stands on {other.name}, which the checkout lacks; add --change {other.name}"
+            )
 
 
 # --- the tree --------------------------------------------------------------------------------------------------------
 
 
-def _write(
-    change: Change, request: PullRequest, requests: Mapping[str, PullRequest], tree: Path, modules: Path
-) -> None:
-    """Lays the change and what its pull request has over `tree`, formatted as upstream formats."""
+def _homes(changes: Iterable[Change]) -> dict[str, Path]:
+    """Where each travelling unit test lies upstream, by the name that ours imports it by."""
+    places = {ours: theirs for change in changes for ours, theirs in travelling(change).items()}
+    return {Path(ours).stem: Path(UNIT_TESTS, theirs) for ours, theirs in places.items()}
+
+
+def travelling(change: Change) -> dict[str, str]:
+    """Returns the place of each unit test of ours in upstream's, by its path relative to the repository.
+
+    Raises:
+        ForkError: there is no such test.
+    """
+    places = {}
+    for pattern, place in change.tests.items():
+        ours = sorted(path.relative_to(stack.REPOSITORY).as_posix() for path in stack.REPOSITORY.glob(pattern))
+        if not ours:
+            raise ForkError(f"change {change.name}: {pattern} does not exist; add it or take it off changes/")
+        places |= {path: f"{place}{Path(path).name}" if place.endswith("/") else place for path in ours}
+    return places
+
+
+def _write(change: Change, homes: Mapping[str, Path], tree: Path, modules: Path) -> None:
+    """Lays the change with its tests and documentation over `tree`, formatted as upstream formats."""
     package = stack.find_package(tree)
     release = stack.read_release(package)
     header = _header(package)
@@ -329,14 +199,12 @@ def _write(
     for module in change.modules:
         path = package / module
         path.write_text(_with_header(path.read_text("utf-8"), header), "utf-8")
-    places = {ours: theirs for each in requests.values() for ours, theirs in each.travelling().items()}
-    homes = {Path(ours).stem: Path(UNIT_TESTS, theirs) for ours, theirs in places.items()}
-    for ours, theirs in request.travelling().items():
-        touched.append(_travel(TESTS / ours, tree / UNIT_TESTS / theirs, header, homes))
-    for ours, theirs in request.functional.items():
-        touched.append(_travel(REQUESTS / ours, tree / TEST_GROUPS / theirs, header, homes))
+    for ours, theirs in travelling(change).items():
+        touched.append(_travel(stack.REPOSITORY / ours, tree / UNIT_TESTS / theirs, header, homes))
+    for ours, theirs in change.functional.items():
+        touched.append(_travel(stack.REPOSITORY / ours, tree / TEST_GROUPS / theirs, header, homes))
         _add_launcher(tree, theirs)
-    for edit in (*request.expectations, *request.docs, *request.others):
+    for edit in (*change.upstream_tests, *change.docs, *change.others):
         path = tree / edit.path
         if isinstance(edit, File) and not edit.covers(release):
             continue
@@ -344,16 +212,16 @@ def _write(
             text = _read(path, tree)
             edited = edit.apply(text, release) if isinstance(edit, File) else edit.apply(text)
         except EditError as error:
-            raise EditError(f"{error}; look at the checkout and adjust pull_requests/") from None
+            raise EditError(f"{error}; look at the checkout and adjust changes/") from None
         path.write_text(edited, "utf-8")
         touched.append(path)
-    touched += _sweep(request.sweeps, tree)
+    touched += _sweep(change.sweeps, tree)
     python = [path for path in touched if path.suffix == ".py"]
     _format(tree, python)
     for path, name in missing(python, [package.parent.parent, tree], IMPORTED):
         raise ForkError(
             f"change {change.name}: {path.relative_to(tree)} imports {name}, which the checkout lacks; say in "
-            "pull_requests/ what change it stands on"
+            "changes/ what change it stands on"
         )
 
 
@@ -363,7 +231,7 @@ def _sweep(sweeps: Sequence[Sweep], tree: Path) -> list[Path]:
         try:
             edited = sweep.apply({path: _read(tree / path, tree) for path in sweep.places})
         except EditError as error:
-            raise EditError(f"{error}; look at the checkout and adjust pull_requests/") from None
+            raise EditError(f"{error}; look at the checkout and adjust changes/") from None
         for path, text in edited.items():
             (tree / path).write_text(text, "utf-8")
     return [tree / path for sweep in sweeps for path in sweep.places]
@@ -393,7 +261,7 @@ def _with_header(text: str, header: str) -> str:
 def _travel(source: Path, target: Path, header: str, homes: Mapping[str, Path]) -> Path:
     """Puts a test of ours at upstream's place, where tests import each other by package, and returns the place."""
     if not source.is_file():
-        raise ForkError(f"{source} does not exist; add it or take it off pull_requests/")
+        raise ForkError(f"{source} does not exist; add it or take it off changes/")
     _make_package(target.parent, header)
     tree = cst.parse_module(_with_header(source.read_text("utf-8"), header))
     target.write_text(tree.visit(_PackageImports(homes)).code, "utf-8")
@@ -448,7 +316,7 @@ def _format(tree: Path, paths: Sequence[Path]) -> None:
         )
         if done.returncode and names:
             first = (done.stdout.strip() or done.stderr.strip()).splitlines()[0]
-            raise ForkError(f"ruff with the checkout's configuration: {first}; mend it in src/, tests/ or patches/")
+            raise ForkError(f"ruff with the checkout's configuration: {first}; mend it in src/, tests/ or changes/")
 
 
 def _commit(change: Change, tree: Path) -> Commit | None:
@@ -476,12 +344,12 @@ def _kind(path: str, there: bool) -> str:
 # --- the text --------------------------------------------------------------------------------------------------------
 
 
-def labels(change: Change, request: PullRequest) -> list[str]:
-    """Returns the labels that upstream asks for: the type, the area, what the request adds."""
+def labels(change: Change) -> list[str]:
+    """Returns the labels that upstream asks for: the type, the area, what the change adds."""
     kind, scope, breaking = re.match(r"(\w+)(?:\((\w+)\))?(!?): ", change.message).groups()
     area = scope or (kind if kind in ("build", "perf") else "misc")
     risk = ["breaking-change"] if breaking else []
-    return [TYPE_LABELS.get(kind, "feature"), f"area:{area}", *risk, *request.labels, "needs-review"]
+    return [TYPE_LABELS.get(kind, "feature"), f"area:{area}", *risk, *change.labels, "needs-review"]
 
 
 def table(commits: Sequence[Commit]) -> str:
@@ -492,25 +360,25 @@ def table(commits: Sequence[Commit]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def _text(commit: Commit, request: PullRequest, tree: Path) -> str:
+def _text(commit: Commit, tree: Path) -> str:
     """The text to paste: title, labels, and upstream's template filled in."""
     change = commit.change
     subject, _, body = change.message.partition("\n")
     why = " ".join(change.why.split())
     # There a line break is one, and a commit message breaks its lines.
     what = re.sub(r"(?<!\n)\n(?!\n)", " ", f"{why}\n\n{body.strip()}")
-    changelog = "\n".join(f"- {line}" for line in request.changelog or [why])
+    changelog = "\n".join(f"- {line}" for line in change.changes or [why])
     about = [
         "**How it was tested**",
         "",
-        *(f"- {line}" for line in request.tested),
+        *(f"- {line}" for line in change.tested),
     ]
-    if request.functional:
+    if change.functional:
         about += ["- What the functional tests mark for a GPU has not been run: the author has none."]
     about += ["", "**Size**", "", table([commit]).rstrip()]
-    if request.notes:
-        about += ["", "**For the reviewer**", "", *(f"- {line}" for line in request.notes)]
-    related = [f"- Related to #{number}" for number in request.issues] or ["- Related to no issue"]
+    if change.notes:
+        about += ["", "**For the reviewer**", "", *(f"- {line}" for line in change.notes)]
+    related = [f"- Related to #{number}" for number in change.issues] or ["- Related to no issue"]
     template = tree / TEMPLATE
     text = (
         template.read_text("utf-8")
@@ -523,8 +391,8 @@ def _text(commit: Commit, request: PullRequest, tree: Path) -> str:
         "Additional Information": "\n".join([*related, "", *about]),
     }.items():
         text = _fill(text, heading, filled)
-    text = _tick(text, {"tests": bool(request.tests), "documentation": bool(request.docs)})
-    return f"Title: {subject}\nLabels: {', '.join(labels(change, request))}\n\n{text}"
+    text = _tick(text, {"tests": bool(change.tests), "documentation": bool(change.docs)})
+    return f"Title: {subject}\nLabels: {', '.join(labels(change))}\n\n{text}"
 
 
 def _fill(text: str, heading: str, filled: str) -> str:

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from tomlkit.items import Array, Table
 
 from fork import requirements
-from fork.edits import Change
+from fork.change import Change
 from fork.errors import EditError
 
 

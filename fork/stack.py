@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stack of changes: loads patches/ in order and lays it over a folder that holds upstream."""
+"""The stack of changes: loads changes/ in order and lays it over a folder that holds upstream."""
 
 import ast
 import importlib.util
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fork.edits import Change, Misplaced
+from fork.change import Change
+from fork.edits import Misplaced
 from fork.errors import EditError, ForkError
 
 
@@ -16,15 +17,23 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = REPOSITORY / "src" / "megatron" / "bridge"
 
 
-def load(folder: Path = REPOSITORY / "patches", names: Iterable[str] = ()) -> list[Change]:
+CHANGES = REPOSITORY / "changes"
+
+
+def files(folder: Path = CHANGES) -> list[Path]:
+    """Returns the file of each change, in the order of the stack."""
+    return sorted(folder.glob("[0-9]*.py"))
+
+
+def load(folder: Path = CHANGES, names: Iterable[str] = ()) -> list[Change]:
     """Returns the changes of the stack in order; with `names`, only those.
 
     Raises:
         ForkError: a name is not in the stack.
     """
     changes = []
-    for path in sorted(folder.glob("[0-9]*.py")):
-        spec = importlib.util.spec_from_file_location(f"patches.{path.stem}", path)
+    for path in files(folder):
+        spec = importlib.util.spec_from_file_location(f"changes.{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         changes.append(module.change)
@@ -104,7 +113,7 @@ def apply(
             if file.path not in sources and not (package / file.path).is_file():
                 message = f"change {change.name}: expected the file {file.path} in upstream, found none"
                 if misplaced is None:
-                    raise EditError(f"{message}; adjust the path in patches/")
+                    raise EditError(f"{message}; adjust the path in changes/")
                 misplaced.append(Misplaced(message, file.path))
                 continue
             before = sources[file.path] if file.path in sources else (package / file.path).read_text("utf-8")
@@ -112,7 +121,7 @@ def apply(
             try:
                 sources[file.path] = file.apply(before, release, pristine=pristine, misplaced=found)
             except EditError as error:
-                remedy = f"look at megatron-bridge {release} and adjust the edit in patches/"
+                remedy = f"look at megatron-bridge {release} and adjust the edit in changes/"
                 raise EditError(f"change {change.name}: {error}; {remedy}") from None
             for each in found or ():
                 misplaced.append(replace(each, message=f"change {change.name}: {each.message}"))

@@ -9,7 +9,8 @@ import pytest
 from wheel.wheelfile import WheelFile
 
 from fork import requirements
-from fork.edits import Change, File, add_parameter
+from fork.change import Change
+from fork.edits import File, add_parameter
 from fork.upstream import Upstream
 
 

@@ -11,8 +11,8 @@ from wheel.wheelfile import WheelFile
 
 from fork import adopt, requirements
 from fork.__main__ import main
+from fork.change import Change
 from fork.edits import (
-    Change,
     File,
     add_parameter,
     call,

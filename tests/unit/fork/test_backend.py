@@ -18,7 +18,8 @@ from packaging.metadata import Metadata
 
 from fork import backend, stack
 from fork.__main__ import main
-from fork.edits import Change, File, add_parameter
+from fork.change import Change
+from fork.edits import File, add_parameter
 from fork.errors import ForkError
 from fork.upstream import LATEST, Upstream
 

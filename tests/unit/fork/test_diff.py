@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fork import diff
-from fork.edits import Change, File, add_parameter
+from fork.change import Change
+from fork.edits import File, add_parameter
 from fork.errors import EditError
 from fork.upstream import Upstream
 

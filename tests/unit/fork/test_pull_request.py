@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 from fork import pull_request, stack
 from fork.__main__ import main
-from fork.edits import Change, File, add_parameter, call, pass_argument
+from fork.change import LOCK, Change, Sweep, TextEdit, insert_before_heading
+from fork.edits import File, add_parameter, call, pass_argument
 from fork.errors import EditError, ForkError
 from fork.imports import missing
-from fork.pull_request import PullRequest, Sweep, TextEdit, insert_before_heading
 
 
 pytest.importorskip("ruff", reason="the session upstream_pr installs it")
@@ -95,39 +95,34 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def change(change: Change, modules: Path) -> Change:
+def change(change: Change, modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Change:
     (modules / "new" / "extra.py").write_text(f'{SPDX}"""Extra."""\n\nANSWER = 42\n')
-    return replace(change, message="fix(ckpt): save a release\n\nIt was\nneeded.\n")
-
-
-@pytest.fixture
-def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PullRequest:
     ours = tmp_path / "ours"
     ours.mkdir()
     (ours / "helper.py").write_text(f"{SPDX}VALUE = 1\n")
     (ours / "test_value.py").write_text(TEST)
     (ours / "test_gpu.py").write_text(TEST)
-    monkeypatch.setattr(pull_request, "TESTS", ours)
-    monkeypatch.setattr(pull_request, "REQUESTS", ours)
+    monkeypatch.setattr(stack, "REPOSITORY", ours)
     expected = pass_argument("test_save", call("mock.assert_called_once_with"), "release=False")
-    return PullRequest(
-        change="example",
-        changelog=["one", "two"],
+    return replace(
+        change,
+        message="fix(ckpt): save a release\n\nIt was\nneeded.\n",
+        changes=["one", "two"],
         tested=["by hand"],
         issues=[12],
         labels=["needs-more-tests"],
         tests={"helper.py": "new/helper.py", "test_value.py": "test_value.py"},
         functional={"test_gpu.py": "ckpts/test_gpu.py"},
-        expectations=[File("tests/unit_tests/test_saving.py", [expected])],
+        upstream_tests=[File("tests/unit_tests/test_saving.py", [expected])],
         docs=[insert_before_heading("docs/guide.md", "## Export", "## Release\n\nA \\ B\n\n")],
     )
 
 
 @pytest.fixture
-def make(checkout: Path, change: Change, request_: PullRequest, modules: Path, tmp_path: Path):
-    def make(*changes: Change, branch: str = "release", **changed) -> list[pull_request.Commit]:
-        requests = {each.name: replace(request_, change=each.name, **changed) for each in changes or [change]}
-        return pull_request.make(checkout, changes or [change], branch, tmp_path / "out", requests, modules)
+def make(checkout: Path, change: Change, modules: Path, tmp_path: Path):
+    def make(*changes: Change, branch: str = "release", known=(), **changed) -> list[pull_request.Commit]:
+        changes = [replace(each, **changed) for each in changes or [change]]
+        return pull_request.make(checkout, changes, branch, tmp_path / "out", known, modules)
 
     return make
 
@@ -188,11 +183,11 @@ def test_tests_travel_to_upstreams_places(make, checkout: Path):
     assert subprocess.run(command, cwd=checkout, capture_output=True).returncode == 0
 
 
-def test_documentation_is_edited_once(make, checkout: Path, request_: PullRequest):
+def test_documentation_is_edited_once(make, checkout: Path, change: Change):
     make()
     text = shown(checkout, "docs/guide.md")
     assert text == "# Guide\n\n## Import\n\ntext\n\n## Release\n\nA \\ B\n\n## Export\n\ntext\n"
-    assert request_.docs[0].apply(text) == text
+    assert change.docs[0].apply(text) == text
 
 
 def test_lines_are_counted_by_what_they_are_in(make):
@@ -232,7 +227,7 @@ def test_change_that_is_there_already_is_left_out(make, checkout: Path, change: 
     git(checkout, "merge", "--quiet", "--ff-only", "release")
     with pytest.raises(ForkError, match="has all of these changes already"):
         make(branch="again")
-    later = Change("later", "feat: more\n\nx", "y", [File("saving.py", [add_parameter("save", "more: int = 0")])])
+    later = replace(change, name="later", edits=[File("saving.py", [add_parameter("save", "more: int = 0")])])
     assert [commit.change.name for commit in make(change, later, branch="later")] == ["later"]
 
 
@@ -262,24 +257,24 @@ def test_checkout_that_is_not_ready_is_refused(make, checkout: Path, tmp_path: P
     ("wrong", "message"),
     [
         (
-            {"expectations": [File("tests/gone.py", [])]},
+            {"upstream_tests": [File("tests/gone.py", [])]},
             "change example: expected the file tests/gone.py in the checkout",
         ),
         (
-            {"expectations": [File("tests/unit_tests/test_saving.py", [add_parameter("gone", "a")])]},
+            {"upstream_tests": [File("tests/unit_tests/test_saving.py", [add_parameter("gone", "a")])]},
             "change example: tests/unit_tests/test_saving.py: add parameter a to gone: expected 1 place, found 0; "
-            "look at the checkout and adjust pull_requests/",
+            "look at the checkout and adjust changes/",
         ),
         (
             {"docs": [insert_before_heading("docs/guide.md", "## Gone", "x")]},
             "change example: docs/guide.md: insert before the heading '## Gone': expected 1 place, found 0; look at ",
         ),
-        ({"tests": {"gone.py": "gone.py"}}, "gone.py does not exist; add it or take it off pull_requests/"),
+        ({"tests": {"gone.py": "gone.py"}}, "gone.py does not exist; add it or take it off changes/"),
         (
             {"tests": {}, "functional": {}},
-            "change example: expected `tests` in pull_requests/, found none; add it there",
+            "change example: expected `tests` in changes/, found none; add it there",
         ),
-        ({"tested": []}, "change example: expected `tested` in pull_requests/, found none; add it there"),
+        ({"tested": []}, "change example: expected `tested` in changes/, found none; add it there"),
     ],
     ids=["file", "edit", "heading", "test", "no tests", "not tested"],
 )
@@ -370,20 +365,8 @@ def test_sweep_of_another_tree_leaves_the_checkout_as_it_was(make, checkout: Pat
     assert state(checkout) == before
 
 
-def test_change_that_touches_nothing_of_the_wheel_stands_beside_its_request(tmp_path: Path):
-    (tmp_path / "99_last.py").write_text(
-        "from fork.edits import Change\nfrom fork.pull_request import PullRequest\n"
-        "change = Change('pages', 'docs: a', 'b')\npull_request = PullRequest('pages')\n"
-    )
-    (tmp_path / "00_first.py").write_text(
-        "from fork.pull_request import PullRequest\npull_request = PullRequest('untrusted-checkpoints')\n"
-    )
-    names = [change.name for change in stack.load()]
-    assert [change.name for change in pull_request.changes(folder=tmp_path)] == [*names, "pages"]
-    assert [change.name for change in pull_request.changes(["pages"], tmp_path)] == ["pages"]
-    with pytest.raises(ForkError, match="no change other in the stack; expected one of: .*, pages"):
-        pull_request.changes(["other"], tmp_path)
-    assert not any(change.edits or change.modules for change in pull_request.changes() if change.name not in names)
+def test_change_that_touches_nothing_of_the_wheel_is_a_pull_request_only():
+    assert [change.name for change in stack.load() if not change.in_wheel] == ["import-paths"]
 
 
 @pytest.mark.parametrize(
@@ -401,7 +384,7 @@ def test_page_that_names_the_iteration_of_an_import_fails_the_test_that_travels(
     for path, text in {"scripts/convert.sh": "", page: "out/iter_0000000\n"}.items():
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(text)
-    monkeypatch.syspath_prepend(pull_request.REQUESTS / "unit")
+    monkeypatch.syspath_prepend(stack.CHANGES / "tests")
     travelling = importlib.import_module("test_import_paths")
     monkeypatch.setattr(travelling, "ROOT", tmp_path)
     with pytest.raises(AssertionError, match=page) if fails else nullcontext():
@@ -417,11 +400,9 @@ def test_module_that_upstreams_ruff_refuses_is_said(make, checkout: Path, module
 
 
 def test_change_without_the_one_that_it_stands_on_is_refused(make, checkout: Path):
-    first = stack.load()[0]
-    with pytest.raises(
-        ForkError, match=f"stands on {first.name}, which the checkout lacks; add --change {first.name}"
-    ):
-        make(stands_on=[first.name])
+    first = Change("first", "", "", modules=["first.py"])
+    with pytest.raises(ForkError, match="stands on first, which the checkout lacks; add --change first"):
+        make(stands_on=["first"], known=[first])
 
 
 def test_nobody_to_sign_off_is_refused(make, config: Path):
@@ -439,42 +420,38 @@ def test_folder_that_is_no_checkout_is_refused_in_one_line(tmp_path: Path):
 
 
 def test_labels_follow_the_subject():
-    request = PullRequest("x")
     wanted = {"fix(model): a": "bug", "docs: a": "docs", "perf(ckpt)!: a": "feature", "build: a": "feature"}
-    got = {message: pull_request.labels(Change("x", message, ""), request) for message in wanted}
+    got = {message: pull_request.labels(Change("x", message, "")) for message in wanted}
     assert {message: labels[0] for message, labels in got.items()} == wanted
     assert [labels[1] for labels in got.values()] == ["area:model", "area:misc", "area:ckpt", "area:build"]
 
 
-def test_every_request_is_of_a_change_and_every_test_travels_once():
-    requests = pull_request.load()
-    assert set(requests) <= {change.name for change in pull_request.changes()}
-    travelling = [ours for request in requests.values() for ours in request.travelling()]
+def test_every_test_travels_once():
+    travelling = [ours for change in stack.load() for ours in pull_request.travelling(change)]
     there = [
-        path.relative_to(pull_request.TESTS).as_posix()
-        for folder in ("bridge", "bridge_cli")
-        for path in (pull_request.TESTS / folder).rglob("*.py")
-    ] + [os.path.relpath(path, pull_request.TESTS) for path in (pull_request.REQUESTS / "unit").rglob("*.py")]
-    assert sorted(travelling) == sorted(there), "name it in pull_requests/"
-    for request in requests.values():
-        for ours in request.functional:
-            assert (pull_request.REQUESTS / ours).is_file()
+        path.relative_to(stack.REPOSITORY).as_posix()
+        for pattern in ("tests/unit/bridge/**/*.py", "tests/unit/bridge_cli/**/*.py", "changes/tests/*.py")
+        for path in stack.REPOSITORY.glob(pattern)
+    ]
+    assert sorted(travelling) == sorted(there), "name it in changes/"
+    functional = [ours for change in stack.load() for ours in change.functional]
+    there = [path.relative_to(stack.REPOSITORY).as_posix() for path in stack.CHANGES.glob("tests/functional/*.py")]
+    assert sorted(functional) == sorted(there)
 
 
-@pytest.mark.parametrize("change", pull_request.changes(), ids=lambda change: change.name)
+@pytest.mark.parametrize("change", stack.load(), ids=lambda change: change.name)
 def test_change_has_what_its_modules_and_tests_import_of_ours(change: Change, tmp_path: Path):
-    requests = pull_request.load()
+    changes = {each.name: each for each in stack.load()}
     names = [change.name]
     for name in names:
-        names += requests[name].stands_on
-    ground = [each for each in stack.load() if each.name in names]
-    for module in (module for each in ground for module in each.modules):
+        names += changes[name].stands_on
+    for module in (module for name in set(names) for module in changes[name].modules):
         target = tmp_path / "megatron" / "bridge" / module
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(stack.MODULES / module, target)
     ours = {".".join(Path(path).with_suffix("").parts) for path in map(in_tree, modules_of(stack.load()))}
     files = [stack.MODULES / module for module in change.modules]
-    files += [pull_request.TESTS / test for test in requests[change.name].travelling()]
+    files += [stack.REPOSITORY / test for test in pull_request.travelling(change)]
     lacking = missing(files, [tmp_path], pull_request.IMPORTED)
     assert not [(path, name) for path, name in lacking if any(f"{name}.".startswith(f"{each}.") for each in ours)]
 
@@ -497,22 +474,22 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("change", pull_request.changes(), ids=lambda change: change.name)
+@pytest.mark.parametrize("change", stack.load(), ids=lambda change: change.name)
 def test_title_and_labels_are_those_that_upstream_knows(change: Change):
     subject = change.message.partition("\n")[0]
     kind, scope, breaking, told = re.fullmatch(r"(\w+)(?:\((\w+)\))?(!?): (.+)", subject).groups()
     assert kind in TYPES
     assert scope is None or scope in SCOPES
     assert told[0].islower() and not told.endswith(".")
-    labels = pull_request.labels(change, pull_request.load()[change.name])
+    labels = pull_request.labels(change)
     assert set(labels) <= LABELS
     assert ("breaking-change" in labels) is bool(breaking)
     assert sum(label in TYPES | {"bug", "feature", "support"} for label in labels) == 1
 
 
-def test_label_of_a_breaking_change_comes_from_its_subject(change: Change, request_: PullRequest):
-    breaking = replace(change, message="build!: move it\n")
-    assert pull_request.labels(breaking, replace(request_, labels=[])) == [
+def test_label_of_a_breaking_change_comes_from_its_subject(change: Change):
+    breaking = replace(change, message="build!: move it\n", labels=[])
+    assert pull_request.labels(breaking) == [
         "feature",
         "area:build",
         "breaking-change",
@@ -520,30 +497,28 @@ def test_label_of_a_breaking_change_comes_from_its_subject(change: Change, reque
     ]
 
 
-@pytest.mark.parametrize("change", pull_request.changes(), ids=lambda change: change.name)
+@pytest.mark.parametrize("change", stack.load(), ids=lambda change: change.name)
 def test_request_that_changes_requirements_says_that_the_lock_is_old(change: Change):
-    request = pull_request.load()[change.name]
-    edits = change.requirements or any(edit.path == "pyproject.toml" for edit in request.others)
-    assert (pull_request.LOCK in request.notes) is bool(edits)
+    edits = change.requirements or any(edit.path == "pyproject.toml" for edit in change.others)
+    assert (LOCK in change.notes) is bool(edits)
 
 
 # What is true here and nowhere else; os.fork() is another matter.
-HERE = r"upstream|\bfork\b(?!\()|\bpatches/|\btests/functional\b"
+HERE = r"upstream|\bfork\b(?!\()|\bchanges/|\btests/functional\b"
 PAGES = r"|\bdocs/"
 
 
 def texts() -> dict[str, str]:
     """What a reader of the pull requests sees, by where it is here."""
     found = {}
-    for change in pull_request.changes():
-        request = pull_request.load()[change.name]
+    for change in stack.load():
         paths = [stack.MODULES / module for module in change.modules]
-        paths += [pull_request.TESTS / test for test in request.travelling()]
-        paths += [pull_request.REQUESTS / test for test in request.functional]
+        paths += [stack.REPOSITORY / test for test in (*pull_request.travelling(change), *change.functional)]
         found |= {str(path.resolve().relative_to(stack.REPOSITORY)): path.read_text("utf-8") for path in paths}
-        said = [change.message, change.why, *request.changelog, *request.tested, *request.notes]
+        said = [change.message, change.why, change.problem]
+        said += [*change.changes, *change.unchanged, *change.tested, *change.later, *change.notes]
         found[f"the text of {change.name}"] = "\n".join(said)
-        found |= {f"{edit.path} of {change.name}": edit.new for edit in request.docs}
+        found |= {f"{edit.path} of {change.name}": edit.new for edit in change.docs}
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from fork import pyproject
-from fork.edits import Change
+from fork.change import Change
 from fork.errors import EditError
 from fork.requirements import add, move, replace
 

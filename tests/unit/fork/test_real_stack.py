@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stack of patches/ over every release of upstream that a build takes."""
+"""The stack of changes/ over every release of upstream that a build takes."""
 
 import os
 import re

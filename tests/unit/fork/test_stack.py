@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fork import pull_request, stack
+from fork import stack
 from fork.__main__ import main
-from fork.edits import Change, File, add_parameter, call
+from fork.change import Change
+from fork.edits import File, add_parameter, call
 from fork.edits import replace as replace_node
 from fork.errors import EditError, ForkError
 
 
 PATCH = """
-from fork.edits import Change
+from fork.change import Change
 
 change = Change(name="{name}", message="", why="")
 """
@@ -77,7 +78,7 @@ def test_failing_edit_leaves_everything_as_it_was(root: Path, change: Change, mo
         stack.apply([change, bad], root, modules)
     assert str(error.value) == (
         "change bad: saving.py: replace call of torch.save in save: expected 1 place, found 0; "
-        "look at megatron-bridge 1.2.3 and adjust the edit in patches/"
+        "look at megatron-bridge 1.2.3 and adjust the edit in changes/"
     )
     assert contents(root) == before
 
@@ -136,7 +137,7 @@ def test_load_goes_by_the_numbers(tmp_path: Path):
 
 
 def test_every_change_of_the_stack_says_what_a_commit_needs():
-    for change in pull_request.changes():
+    for change in stack.load():
         subject, blank, body = change.message.partition("\n\n")
         assert ": " in subject, change.name
         assert len(subject) <= 72, change.name

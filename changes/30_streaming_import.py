@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming import: `import_ckpt` converts and writes tensor by tensor, so that its memory does not grow with the model.
-
-Upstream status: not proposed yet.
-"""
+"""Streaming import: `import_ckpt` converts and writes tensor by tensor, so that its memory does not grow with the model."""
 
 import libcst.matchers as m
 
+from fork.change import LOCK, Change, TextEdit
 from fork.edits import (
-    Change,
     File,
     add_import,
     add_parameter,
@@ -26,6 +23,16 @@ STREAMING_DOC = (
     "If True, converts and writes tensor by tensor, so that the host needs no memory for the model. A model that can't "
     "be streamed is imported in memory: an info line says why. False forces that."
 )
+
+# They go the way through memory, with a mock of the bridge, which has no weights to stream.
+IN_MEMORY = {
+    "test_import_ckpt_basic": "",
+    "test_import_ckpt_with_kwargs": "",
+    "test_import_ckpt_with_low_memory_save": ">=0.7",
+    "test_import_ckpt_preserves_existing_distributed_context": ">=0.7",
+    "test_import_ckpt_scopes_standalone_cpu_state_to_gloo_context": ">=0.7",
+}
+
 
 change = Change(
     name="streaming-import",
@@ -102,5 +109,28 @@ if streaming_import.streamed_weights(model) is not None:
         "models/conversion/piecewise_tensor.py",
         "models/conversion/streaming_import.py",
         "training/streaming_save.py",
+    ],
+    changes=[
+        "`AutoBridge.import_ckpt(streaming=True)`, the default, makes the model on the meta device and reads, converts and "
+        "writes tensor by tensor; `streaming=False` goes through memory as before.",
+        "A model that can't be streamed is imported in memory, and an info line says why.",
+    ],
+    notes=["The tests use hypothesis, which joins the group `test`.", LOCK],
+    tested=["What is written is what an import in memory writes, with Bridge 0.3.1 to 0.6.2 and core 0.16 to 0.19."],
+    stands_on=["release-checkpoints", "conversion-without-cuda"],
+    tests={"tests/unit/bridge/test_streaming*.py": "training/"},
+    others=[
+        TextEdit("pyproject.toml", "add hypothesis", r"^(test = \[\n)", r'\1    "hypothesis>=6.100",\n', '"hypothesis')
+    ],
+    upstream_tests=[
+        File(
+            "tests/unit_tests/models/test_auto_bridge.py",
+            [
+                pass_argument(
+                    f"TestAutoBridge.{test}", call("AutoBridge.import_ckpt"), "streaming=False", releases=releases
+                )
+                for test, releases in IN_MEMORY.items()
+            ],
+        )
     ],
 )

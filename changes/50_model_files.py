@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a model beside its weights: a release checkpoint keeps them.
+"""The files of a model beside its weights: a release checkpoint keeps them."""
 
-Upstream status: not proposed yet.
-"""
-
-from fork.edits import Change, File, add_import, ifs, insert_before, insert_first
+from fork.change import Change
+from fork.edits import File, add_import, ifs, insert_before, insert_first
 
 
 change = Change(
@@ -44,4 +42,17 @@ is left out with a warning.
         ),
     ],
     modules=["models/hf_pretrained/model_files.py"],
+    changes=[
+        "A release checkpoint keeps the files of its Hugging Face model beside the weights (tokenizer, chat templates, "
+        "generation and processor configs, code, license, model card) byte for byte in `hf/`; `tokenizer/` is a copy.",
+    ],
+    tested=[
+        "transformers 4.57 and 5.12, each in an environment of its own, read the tokenizer of a release like the source's."
+    ],
+    notes=[
+        "The files are told by name, links lead to files of the model alone, nothing of them is run, and what goes beyond "
+        "64 MB is left out with a warning.",
+    ],
+    tests={"tests/unit/bridge/test_model_files.py": "models/hf_pretrained/test_model_files.py"},
+    stands_on=["release-checkpoints"],
 )

@@ -3,7 +3,8 @@
 
 from packaging.version import Version
 
-from fork.edits import Change, File, imports, wrap
+from fork.change import LOCK, Change
+from fork.edits import File, imports, wrap
 from fork.requirements import covers, move, replace
 from fork.upstream import RELEASES
 
@@ -86,4 +87,16 @@ host. pretrain needs nvidia-resiliency-ext for an annotation only, and goes with
             releases=f">={NEXT}",
         ),
     ],
+    changes=[
+        "What only NVIDIA GPUs need, and `megatron-core[dev]`, moves from the base to the extra `cuda`.",
+        "The base names the packages of `megatron-core[dev]` that Bridge imports on any host.",
+        "`training/pretrain.py` goes without nvidia-resiliency-ext, which it needs for an annotation only.",
+    ],
+    tested=["Wheels of 0.3.1, 0.4.2, 0.5.1 and 0.6.2 with this change install with plain pip on a host without CUDA."],
+    notes=[
+        LOCK,
+        "The containers and `uv sync` of the CI have to name the extra `cuda`.",
+    ],
+    issues=[3295],
+    tests={"tests/unit/bridge/test_pretrain_import.py": "training/test_pretrain_import.py"},
 )

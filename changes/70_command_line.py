@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `megatron-bridge`: import, inspect, repair, export.
+"""The command `megatron-bridge`: import, inspect, repair, export."""
 
-Upstream status: not proposed yet.
-"""
-
-from fork.edits import Change
+from fork.change import LOCK, Change
 from fork.requirements import add
 
 
@@ -30,4 +27,18 @@ ten seconds, and inspect takes less than one.
     ],
     requirements=[add("click"), add("rich")],
     scripts={"megatron-bridge": "megatron.bridge_cli.main:main"},
+    changes=[
+        "`megatron-bridge import` and `export` are `import_ckpt` and `export_ckpt`.",
+        "`megatron-bridge inspect` says what is at a path and what Megatron-LM does with it, without running a pickle.",
+        "`megatron-bridge repair` makes a release checkpoint of what `import_ckpt` wrote before.",
+    ],
+    tested=["Checkpoints in every state that people have on disk, in the unit tests."],
+    notes=[LOCK],
+    tests={
+        "tests/unit/bridge_cli/conftest.py": "bridge_cli/",
+        "tests/unit/bridge_cli/test_layouts.py": "bridge_cli/",
+        "tests/unit/bridge_cli/test_lean_import.py": "bridge_cli/",
+        "tests/unit/bridge_cli/test_states.py": "bridge_cli/",
+    },
+    stands_on=["untrusted-checkpoints", "release-checkpoints"],
 )

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a checkpoint runs no code of it.
-
-Upstream status: not proposed yet.
-"""
+"""Reading a checkpoint runs no code of it."""
 
 import libcst.matchers as m
 
-from fork.edits import Change, Edit, File, add_import, assign, call, insert_after, insert_before, wrap
+from fork.change import Change
+from fork.edits import Edit, File, add_import, assign, call, expression, insert_after, insert_before, replace, wrap
 
 
 UNTRUSTED = add_import("from megatron.bridge.training import untrusted_checkpoint")
@@ -50,6 +48,7 @@ EXPORT_ADAPTER, ADAPTER, MODELOPT_STATE = ">=0.4", ">=0.5", ">=0.6"
 FSDP_LOADERS = {"_load_fsdp_dtensor_base_checkpoint": "<0.5", "load_fsdp_dtensor_checkpoint": ">=0.5"}
 COMMON = "dist_checkpointing.load_common_state_dict"
 LOAD = "dist_checkpointing.load"
+
 
 change = Change(
     name="untrusted-checkpoints",
@@ -138,5 +137,38 @@ of run_config.yaml only what the config of a model has.
         "../bridge_cli/__init__.py",
         "../bridge_cli/safe_pickle.py",
         "training/untrusted_checkpoint.py",
+    ],
+    changes=[
+        "`.metadata` is read with a restricted unpickler before PyTorch's reader sees it.",
+        "Checkpoints are loaded with `weights_only=True` and the classes that Megatron Core registers.",
+        "Of `run_config.yaml` only what the config of a model or a tokenizer has is instantiated.",
+        "What names any other class is refused, with one line; `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1` loads it all the same.",
+        "`megatron/bridge_cli` lies beside `megatron/bridge`, so that a checkpoint can be looked at without importing that; "
+        "pyproject.toml packs it.",
+    ],
+    tested=[
+        "Payloads in `.metadata` and in the common state are refused and do not run; the same payloads run where pickle "
+        "loads them.",
+        "Metadata that is cut off at any byte, that makes no sense or that asks for memory is refused.",
+        "Checkpoints of Megatron Core 0.16 to 0.19 load as before, on the CPU.",
+    ],
+    tests={
+        "tests/unit/bridge/tiny_models.py": "training/tiny_models.py",
+        "tests/unit/bridge/test_run_config.py": "training/test_run_config.py",
+        "tests/unit/bridge_cli/test_safe_pickle.py": "bridge_cli/",
+    },
+    upstream_tests=[
+        # Its builder is none, which is refused now before the mock is asked.
+        File(
+            "tests/unit_tests/training/test_model_load_save.py",
+            [
+                replace(
+                    "TestLoadMegatronModel.test_load_mbridge_saved_model_config",
+                    expression('"import.path.to.SomeModelBuilder"'),
+                    '"megatron.bridge.models.gpt.gpt_builder.GPTModelBuilder"',
+                    releases=">=0.6",
+                )
+            ],
+        )
     ],
 )

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a release has kept come back at export.
+"""The files that a release has kept come back at export."""
 
-Upstream status: not proposed yet.
-"""
-
-from fork.edits import Change, File, call, insert_after, insert_before
+from fork.change import Change
+from fork.edits import File, call, insert_after, insert_before
 
 
 change = Change(
@@ -37,4 +35,17 @@ that is a model goes before what was kept.
         ),
     ],
     modules=["models/hf_pretrained/export_files.py"],
+    changes=[
+        "`AutoBridge.export_ckpt` gives back the files that the release has kept; a `source_path` that is a Hugging Face "
+        "model goes before them.",
+    ],
+    tested=[
+        "A tiny Llama 3.1 and a tiny Qwen 2.5, in the form in which models are published, go out and back; transformers "
+        "4.57 and 5.12, each in an environment of its own, read the export like the source: tokens, chat, logits.",
+    ],
+    notes=[
+        "Of a checkpoint without `hf/` the export is as before, and a warning says how to get the model's own files."
+    ],
+    tests={"tests/unit/bridge/test_export_files.py": "models/hf_pretrained/test_export_files.py"},
+    stands_on=["model-files"],
 )

@@ -1,26 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import paths: pages and scripts name an import by its root. Nothing of the wheel changes, so the change stands here."""
+"""Pages and scripts name an import by its root; a pull request only, since nothing of the wheel changes."""
 
-from fork.edits import Change
-from fork.pull_request import PullRequest, Sweep, TextEdit
+from fork.change import Change, Sweep, TextEdit
 
-
-change = Change(
-    name="import-paths",
-    message="""\
-docs(ckpt): name an imported checkpoint by its root
-
-An import writes a release, and no `iter_0000000`. Commands name the root of
-the import, which is right for either form; what tests for the payload, and
-prose that says where it lies, name `release`.
-
-`iter_0000000` stays where it is true: in what writes it still (the
-converters of FLUX, WAN, LLaDA and MegatronMIMO), in the cards of verified
-models, which record what a commit of their own did, in the documentation of
-0.4.2, and in unit tests.
-""",
-    why="Pages, examples, skills and launch scripts name an imported checkpoint by its root or by `release`.",
-)
 
 GLM_45V = "examples/models/glm/glm_45v/README.md"
 
@@ -103,9 +85,23 @@ PAYLOADS = {
     "examples/models/stepfun/step37/slurm_pretrain.sh": 1,
 }
 
-pull_request = PullRequest(
-    change="import-paths",
-    changelog=[
+
+change = Change(
+    name="import-paths",
+    message="""\
+docs(ckpt): name an imported checkpoint by its root
+
+An import writes a release, and no `iter_0000000`. Commands name the root of
+the import, which is right for either form; what tests for the payload, and
+prose that says where it lies, name `release`.
+
+`iter_0000000` stays where it is true: in what writes it still (the
+converters of FLUX, WAN, LLaDA and MegatronMIMO), in the cards of verified
+models, which record what a commit of their own did, in the documentation of
+0.4.2, and in unit tests.
+""",
+    why="Pages, examples, skills and launch scripts name an imported checkpoint by its root or by `release`.",
+    changes=[
         "Examples, launch scripts, skills and pages name an imported checkpoint by its root, or `release` where they look "
         "for the payload.",
     ],
@@ -124,7 +120,7 @@ pull_request = PullRequest(
         "Paths of a checkpoint at `iter_0000000` that somebody has are read as before.",
     ],
     stands_on=["release-checkpoints"],
-    tests={"../../pull_requests/unit/test_import_paths.py": "doc_consistency/"},
+    tests={"changes/tests/test_import_paths.py": "doc_consistency/"},
     docs=[
         TextEdit(
             GLM_45V,
