@@ -381,6 +381,7 @@ reader of a checkpoint root finds the payload through one function.
         "training/mlm_compat/checkpoint_args.py",
         "training/mlm_compat/load_model.py",
         "models/conversion/hf_checkpoint.py",
+        "models/conversion/safetensors_header.py",
         "../bridge_cli/durable_files.py",
         "../bridge_cli/launch_flags.py",
     ],
@@ -419,6 +420,7 @@ reader of a checkpoint root finds the payload through one function.
         "tests/unit/bridge/test_bridge_training.py": "training/test_bridge_training.py",
         "tests/unit/bridge/test_checkpoint_args.py": "training/mlm_compat/test_checkpoint_args.py",
         "tests/unit/bridge/test_hf_checkpoint.py": "models/test_hf_checkpoint.py",
+        "tests/unit/bridge/test_safetensors_header.py": "models/test_safetensors_header.py",
     },
     functional={"changes/tests/functional/test_release_checkpoint.py": "ckpts/release/test_release_checkpoint.py"},
     upstream_tests=[

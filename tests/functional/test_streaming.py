@@ -308,7 +308,7 @@ def test_a_shard_that_is_cut_off_after_the_first_look_leaves_nothing(
         return model
 
     monkeypatch.setattr(auto_bridge.streaming_import, "streamed_model", cut_off)
-    with pytest.raises(ValueError, match="copy the file again") as caught:
+    with pytest.raises(ValueError, match="download it again") as caught:
         AutoBridge.import_ckpt(source, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

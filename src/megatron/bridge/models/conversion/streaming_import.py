@@ -6,7 +6,6 @@ bridge's own mappings say which of Hugging Face's tensors each parameter is made
 for a part of one, when it writes it (training/streaming_save.py).
 """
 
-import json
 import logging
 import mmap
 import os
@@ -24,9 +23,9 @@ from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.msc_utils import MultiStorageClientFeature
 from megatron.core.transformer import MegatronModule
 
-from megatron.bridge.models.conversion.hf_checkpoint import SAFETENSORS_DTYPES
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge, WeightConversionTask
 from megatron.bridge.models.conversion.piecewise_tensor import IgnoreMeta, MappedFile, PiecewiseTensor, storage_of
+from megatron.bridge.models.conversion.safetensors_header import DTYPES, StoredTensor, read_header
 from megatron.bridge.models.conversion.utils import unwrap_model
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource, StateDict
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "streamed_weights"
-_DTYPES = SAFETENSORS_DTYPES | {"U8": torch.uint8, "F8_E8M0": getattr(torch, "float8_e8m0fnu", None)}
 
 
 class CannotStream(Exception):
@@ -204,35 +202,27 @@ class _MappedState(StateDict):
 
 @dataclass(frozen=True)
 class _SafetensorsFile:
-    """A mapped file in the safetensors format: the length of the header, the header, the tensors.
-
-    Read here because the safetensors library doesn't say where a tensor lies, which the release of pages needs.
-    """
+    """A mapped file in the safetensors format."""
 
     storage: torch.UntypedStorage
-    start: int
-    entries: dict[str, Any]
+    entries: dict[str, StoredTensor]
 
     @classmethod
     def open(cls, path: Path) -> "_SafetensorsFile":
+        entries = read_header(path)
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(length))
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return cls(storage_of(memory), 8 + length, entries)
+            return cls(storage_of(memory), entries)
 
     def tensor(self, name: str) -> PiecewiseTensor:
         entry = self.entries[name]
-        dtype = _DTYPES.get(entry["dtype"])
+        dtype = DTYPES.get(entry.dtype)
         if dtype is None:
-            raise TypeError(f"{name} is of the type {entry['dtype']}, which PyTorch has none for: convert it first")
-        begin, end = (self.start + offset for offset in entry["data_offsets"])
-        if end > self.storage.nbytes():
-            raise ValueError(f"{name} ends at byte {end} of a file of {self.storage.nbytes()}: copy the file again")
-        if begin == end:
-            return PiecewiseTensor.wrap(torch.empty(entry["shape"], dtype=dtype))
-        flat = torch.empty(0, dtype=dtype).set_(self.storage[begin:end])
-        return PiecewiseTensor.wrap(flat.view(entry["shape"]), MappedFile(self.storage, begin))
+            raise TypeError(f"{name} is of the type {entry.dtype}, which PyTorch has none for: convert it first")
+        if entry.start == entry.stop:
+            return PiecewiseTensor.wrap(torch.empty(entry.shape, dtype=dtype))
+        flat = torch.empty(0, dtype=dtype).set_(self.storage[entry.start : entry.stop])
+        return PiecewiseTensor.wrap(flat.view(entry.shape), MappedFile(self.storage, entry.start))
 
 
 def _check(bridge: "AutoBridge", target: str | os.PathLike) -> None:
