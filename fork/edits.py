@@ -330,6 +330,36 @@ def add_import(statement: str, *, releases: str = "") -> Edit:
     return Edit(f"add {syntax.fold(statement)!r}", apply, releases, shared=True)
 
 
+def wrap_imports(template: str, *, releases: str = "") -> Edit:
+    """Moves the `from` imports at module level, all together, to where `template` has a line {}.
+
+    An import that `template` brings along stays out of it. `import package.module`, which an `__init__` has for what
+    the module does when it is imported, goes.
+    """
+    new = syntax.parse_statements(template.replace("{}", syntax.HOLE))
+    hole = m.SimpleStatementLine(body=[m.Expr(value=m.Name(syntax.HOLE))])
+
+    def apply(module: cst.Module) -> cst.Module:
+        present = [line for line in module.body if m.matches(line, m.SimpleStatementLine(body=[m.ImportFrom()]))]
+        moved = [line for line in present if not any(syntax.same(line, each) for each in new)]
+        if not moved:
+            if len(present) < sum(isinstance(each, cst.SimpleStatementLine) for each in new):
+                raise EditError("expected imports at module level, found none")
+            return module
+        plain = [line for line in module.body if m.matches(line, m.SimpleStatementLine(body=[m.Import()]))]
+        first = min(moved + plain, key=module.body.index)
+        # A blank line stays one, without white space, in the block too.
+        empty = m.EmptyLine(comment=None)
+        lead, body = first.leading_lines, [m.replace(each, empty, cst.EmptyLine(indent=False)) for each in moved]
+        body[0] = body[0].with_changes(leading_lines=[])
+        filled = [m.replace(each, hole, lambda *_: cst.FlattenSentinel(body)) for each in new]
+        filled[0] = filled[0].with_changes(leading_lines=lead)
+        table = {line: cst.RemoveFromParent() for line in (*moved, *plain)} | {first: cst.FlattenSentinel(filled)}
+        return syntax.rewrite(module, table, [(module, line) for line in table])
+
+    return Edit("wrap imports", apply, releases)
+
+
 def _describe(node: syntax.Matcher, scope: str) -> str:
     return f"{_told(node)} in {scope}" if scope else _told(node)
 

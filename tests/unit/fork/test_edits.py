@@ -26,6 +26,7 @@ from fork.edits import (
     replace,
     returns,
     wrap,
+    wrap_imports,
 )
 
 
@@ -479,6 +480,40 @@ CASES = {
         [add_import("from pkg.a import z as q")],
         "from pkg.a import y\n",
         "from pkg.a import y, z as q\n",
+    ),
+    "imports together: in the place of the first": (
+        [wrap_imports("from pkg.lazy import later\n\n\nwith later(__name__):\n    {}")],
+        '''
+        """A package."""
+
+        # What it gives.
+        import pkg.z  # registers
+        from pkg.a import y
+
+        # Others.
+        from pkg.b import (
+            x,
+        )
+
+        z = 1
+        ''',
+        '''
+        """A package."""
+
+        # What it gives.
+        from pkg.lazy import later
+
+
+        with later(__name__):
+            from pkg.a import y
+
+            # Others.
+            from pkg.b import (
+                x,
+            )
+
+        z = 1
+        ''',
     ),
 }
 

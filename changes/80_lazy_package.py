@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`import megatron.bridge` imports nothing until a name is used."""
+
+from fork.change import Change
+from fork.edits import File, add_import, ifs, insert_before, wrap_imports
+
+
+LAZY = """
+from megatron.bridge.utils.lazy_imports import lazy_imports
+
+
+with lazy_imports(__name__):
+    {}
+"""
+REGISTRY = 'hasattr(model_bridge.get_model_bridge, "_exact_types")'
+
+change = Change(
+    name="lazy-package",
+    message="""\
+perf: import megatron.bridge without importing its dependencies
+
+`import megatron.bridge` took ten seconds and more: it imported AutoBridge
+with every family, and with them torch, transformers and Megatron Core, for
+whoever wanted a module below it. Its names are now imported when they are
+used, by the module-level `__getattr__` of PEP 562.
+""",
+    why="A module below megatron.bridge that needs no torch imports in milliseconds.",
+    edits=[
+        File("__init__.py", [wrap_imports(LAZY)]),
+        File(
+            "models/conversion/auto_bridge.py",
+            [
+                add_import("from megatron.bridge.models.conversion import families", releases=">=0.5"),
+                insert_before(
+                    "AutoBridge.list_supported_models", ifs(REGISTRY), "families.import_all()", releases=">=0.5"
+                ),
+                insert_before("AutoBridge._validate_config", ifs(REGISTRY), "families.import_all()", releases=">=0.5"),
+            ],
+        ),
+    ],
+    modules=["utils/lazy_imports.py", "models/conversion/families.py"],
+    changes=[
+        "`import megatron.bridge` takes milliseconds and imports no torch; `AutoBridge` and the other names of the "
+        "package are imported when they are used.",
+    ],
+    tested=["Every public name of the package is there; a module below it imports without torch."],
+    tests={"tests/unit/bridge/test_lazy_imports.py": "utils/"},
+)
