@@ -125,7 +125,7 @@ def refuses_code(row: Row) -> str:
     else:
         raise AssertionError("it was loaded")
     assert not trace.exists(), "the code ran"
-    return "code in `.metadata`, which doesn't run"
+    return "code in `.metadata` doesn't run"
 
 
 def loads_in_core(row: Row) -> str:
@@ -242,7 +242,7 @@ def streams(row: Row) -> str:
     tensors = [name for name, value in streamed.items() if isinstance(value, torch.Tensor)]
     changed = [name for name in tensors if not torch.equal(streamed[name], in_memory[name])]
     assert not changed, f"differs in {changed}"
-    return "what an import in memory writes"
+    return "the same as an import in memory"
 
 
 def inspects(row: Row) -> str:
@@ -251,7 +251,7 @@ def inspects(row: Row) -> str:
     done = subprocess.run([command, "inspect", row.checkpoint], capture_output=True, text=True)
     assert done.returncode == 0, (done.stderr.strip() or done.stdout.strip()).partition("\n")[0]
     assert "release" in done.stdout, "it doesn't say that this is a release checkpoint"
-    return "`megatron-bridge inspect` tells a release checkpoint"
+    return "`megatron-bridge inspect` recognizes a release checkpoint"
 
 
 STAGES = (

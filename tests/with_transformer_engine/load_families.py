@@ -36,7 +36,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 FOLDER_VARIABLE = "TRANSFORMER_ENGINE"
 BLOCK = "transformer-engine"
 FIGURES = ("modules", "tensors", "extra_states")
-HEADER = ("family", "modules of Transformer Engine", "tensors", "extra states", "keys besides", "result")
+HEADER = ("family", "modules of Transformer Engine", "tensors", "extra states", "unused keys", "result")
 
 
 @dataclasses.dataclass
