@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upstream's gate for conversion without a GPU: what was written without Transformer Engine computes with it.
+"""Upstream's gate for conversion without a GPU: what was written without Transformer Engine must compute with it.
 
-    python tests/functional/gate.py write                     # on a host without it: a release of each family
-    python tests/functional/gate.py write --family llama-3    # of this one; can be repeated
+    python tests/functional/gate.py write                     # without Transformer Engine: write every family
+    python tests/functional/gate.py write --family llama-3    # write only this family; can be repeated
 
-`visit.py` has the rows of the gate. Each loads a release strictly into a model of Transformer Engine's
-modules, compares every weight, and holds the logits beside those of transformers, in float32 and in bf16. On the CPU
-the models are of Megatron Core's local layers: that rehearses the rows, and counts as left out.
+`visit.py` has the rows of the gate. Each row loads a release checkpoint strictly into a model of Transformer Engine's
+modules, compares every weight, and compares the logits with those of transformers, in float32 and in bf16. On the CPU
+the models have Megatron Core's local layers. That is a rehearsal, and counts as left out.
 """
 
 import argparse
@@ -28,24 +28,24 @@ import torch
 
 CARRIED = steps.HERE.parents[1] / "dist" / "carried"
 
-# transformers doesn't compute what predicts further tokens, and writes none of it.
+# transformers neither computes nor writes the layers for multi-token prediction.
 FAMILIES = {
     name: family for name, family in models.CONVERTED.items() if not family.values.get("num_nextn_predict_layers")
 }
 
-# Why local layers, which convert a family, don't compute it (core 0.19.2).
+# Families that local layers convert but can't compute, and why (core 0.19.2).
 NOT_WITH_LOCAL_LAYERS = {
     "gemma": "PyTorch's norms are not zero-centered",
     "nemotron": "PyTorch's norms are not zero-centered",
 }
 
-LAYERS = 2  # carried files are small
+LAYERS = 2  # keeps the carried files small
 TOKENS = (2, 64)
 
-# The largest distance of logits from transformers' in float32, as a part of their size (both root mean square). What
-# is wrong is further away: another rotary base 0.44, another epsilon of the norms 0.27. On the CPU float32 is 1e-5
-# away at most, and bf16 0.07, where a router rounds otherwise and sends tokens to other experts. Transformer Engine
-# multiplies float32 matrices in TF32, which has 3 bits more than bf16
+# The largest allowed difference from the logits of transformers in float32, relative to their size (both root mean
+# squares). Real errors are larger: another rotary base gives 0.44, another epsilon of the norms 0.27. On the CPU the
+# difference is at most 1e-5 in float32. In bf16 it is at most 0.07, where a router rounds differently and sends tokens
+# to other experts. Transformer Engine multiplies float32 matrices in TF32, which has 3 bits more than bf16
 # (`transformer_engine/common/gemm/cublaslt_gemm.cu`).
 IN_FLOAT32 = {"cpu": 1e-4, "cuda": 5e-2, "rocm": 5e-2}
 IN_BF16 = 0.15
@@ -55,14 +55,14 @@ def write(folder: Path, families: list[str]) -> None:
     """Write a model of each family and import it, in bf16: `FAMILY/hf`, `FAMILY/megatron`, `about.json`.
 
     Raises:
-        ValueError: Transformer Engine is here, or there is no such family.
+        ValueError: Transformer Engine is installed, or a family doesn't exist.
     """
     from megatron.core.extensions.transformer_engine import HAVE_TE
 
     if HAVE_TE:
-        raise ValueError("found Transformer Engine; the gate is for releases that a host without it has written")
+        raise ValueError("found Transformer Engine; write the gate's release checkpoints on a host without it")
     if unknown := set(families) - set(FAMILIES):
-        raise ValueError(f"no family is named {min(unknown)!r}; choose of {', '.join(FAMILIES)}")
+        raise ValueError(f"no family is named {min(unknown)!r}; choose from {', '.join(FAMILIES)}")
     for name in families:
         shutil.rmtree(folder / name, ignore_errors=True)
         source = models.make_model(folder / name / "hf", name, dtype=torch.bfloat16, num_hidden_layers=LAYERS)
@@ -72,16 +72,16 @@ def write(folder: Path, families: list[str]) -> None:
 
 
 def carried(folder: Path) -> list[str]:
-    """Name the families whose releases lie in a folder, in the order of `FAMILIES`."""
+    """Return the families whose release checkpoints are in a folder, in the order of `FAMILIES`."""
     return [name for name in FAMILIES if (folder / name / "megatron").is_dir()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(matrix.Check):
-    """A family's release, loaded into a model of Transformer Engine's modules that computes.
+    """A row that loads a family's release checkpoint into a model of Transformer Engine's modules, and computes.
 
     Attributes:
-        carried: The folder that `write` has written.
+        carried: The folder that `write` wrote.
     """
 
     carried: Path = field(default=CARRIED, compare=False)
@@ -89,13 +89,13 @@ class Gate(matrix.Check):
 
     @classmethod
     def of(cls, family: str, folder: Path) -> "Gate":
-        """Make the row of a family."""
+        """Return the row of a family."""
         return cls(name=f"gate-{family}", model=family, carried=folder)
 
     def why_not(self, runner: matrix.Runner) -> str | None:
-        """Say why it can't run here, or give None if it can."""
+        """Return why it can't run here, or None if it can."""
         if self.model not in carried(self.carried):
-            return f"no release of {self.model} was carried along: run `gate.py write` where Transformer Engine is not"
+            return f"found no release checkpoint of {self.model}; run `gate.py write` without Transformer Engine"
         if runner.host.lacks_transformer_engine:
             return "needs Transformer Engine, which can't be imported here"
         if runner.host.transformer_engine is None and self.model in NOT_WITH_LOCAL_LAYERS:
@@ -103,12 +103,12 @@ class Gate(matrix.Check):
         return None
 
     def run(self, runner: matrix.Runner) -> "GateRun":
-        """Give what runs it."""
+        """Return the run of this row."""
         return GateRun(runner, self)
 
 
 class GateRun(matrix.Run):
-    """A row of the gate on its way."""
+    """One run of a row of the gate."""
 
     row: Gate
 
@@ -123,25 +123,25 @@ class GateRun(matrix.Run):
             modules = self.figures["modules of Transformer Engine"]
             matrix.expect(modules > 0, host.transformer_engine is not None, "modules are Transformer Engine's")
         if not modules:
-            self.shows_nothing = "rehearsed with Megatron Core's local layers, and passed; needs Transformer Engine"
+            self.shows_nothing = "rehearsed with Megatron Core's local layers; the gate needs Transformer Engine"
 
 
 def judge(figures: dict[str, float], in_float32: float) -> None:
-    """Hold distances of logits against what rounding explains."""
+    """Raise an error if the logits differ by more than rounding explains."""
     for precision, most in (("float32", in_float32), ("bf16", IN_BF16)):
-        found = figures[f"logits apart, {precision}"]
+        found = figures[f"logit difference, {precision}"]
         if not found <= most:
             raise AssertionError(
-                f"logits in {precision}: apart from transformers' in float32 by {found:.2g} of their size, expected"
-                f" at most {most:.2g}"
+                f"logits in {precision}: differ from those of transformers in float32 by {found:.2g} of their size,"
+                f" expected at most {most:.2g}"
             )
 
 
 class Computer:
-    """A process that loads and computes. Its start takes longer than a family, so it is kept for the next one.
+    """A process that loads and computes. Its start takes longer than a family, so the next family uses it too.
 
     Args:
-        log: Where what packages print goes.
+        log: The log of everything that packages print.
     """
 
     kept: ClassVar["Computer | None"] = None
@@ -161,22 +161,22 @@ class Computer:
 
     @classmethod
     def of(cls, runner: matrix.Runner) -> "Computer":
-        """Give the one that is kept, a new one where there is none or it has ended."""
+        """Return the running process, or start one."""
         if cls.kept is None or cls.kept.process.poll() is not None:
             cls.kept = cls(runner.logs / "gate.txt")
         return cls.kept
 
     def ask(self, folder: Path) -> dict[str, float]:
-        """Have a family computed.
+        """Let the process compute a family, and return its figures.
 
         Raises:
-            StepFailed: it could not be, or the process ended.
+            StepFailed: The computation failed, or the process ended.
         """
         try:
             self.process.stdin.write(f"{folder.absolute()}\n")
             self.process.stdin.flush()
             answer = json.loads(self.process.stdout.readline() or "{}")
-        except BaseException:  # of a time limit, too: the next family needs a process that listens
+        except BaseException:  # a time limit too: the next family needs a process that listens
             self.end()
             raise
         if "figures" in answer:
@@ -187,14 +187,14 @@ class Computer:
         raise steps.StepFailed(why, self.log)
 
     def end(self) -> None:
-        """End the process; until it has, it would be taken for one that listens."""
+        """End the process and wait, so that `of` doesn't take it for a running one."""
         self.process.kill()
         self.process.wait()
 
 
 def compute() -> None:
-    """Answer for each folder whose path is read from stdin with a line of JSON on stdout."""
-    # What packages print shall not stand between the answers.
+    """Read paths of folders from stdin, and answer each with a line of JSON on stdout."""
+    # Keep what packages print out of the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with_accelerator = steps.host().platform.name != "cpu"
@@ -208,7 +208,7 @@ def compute() -> None:
     from megatron.bridge.utils import accelerator
 
     if not with_accelerator:
-        # Megatron Core computes with the emulation; Bridge builds the model as for the CPU.
+        # Megatron Core computes with the emulation, but Bridge must build the model for the CPU.
         accelerator.is_available = lambda: False
     checkpointing._load_model_state_dict = load_strictly
     for line in sys.stdin:
@@ -224,10 +224,10 @@ def compute() -> None:
 
 
 def load_strictly(module: torch.nn.Module, state: dict[str, Any], strict: bool) -> None:
-    """Give a module its weights, in place of Bridge's own, which tries once more and leniently (0.6.2).
+    """Load weights strictly. Bridge's own function, which this one replaces, falls back to a lenient load (0.6.2).
 
     Raises:
-        AssertionError: a weight is missing or none of the module's. An extra state is none: it holds what FP8 needs.
+        AssertionError: A weight is missing, or the module doesn't have it. Extra states don't count: they are for FP8.
     """
     found = module.load_state_dict(state, strict=False)
     keys = [key for key in (*found.missing_keys, *found.unexpected_keys) if not key.endswith("_extra_state")]
@@ -235,10 +235,10 @@ def load_strictly(module: torch.nn.Module, state: dict[str, Any], strict: bool) 
 
 
 def computed(folder: Path) -> dict[str, float]:
-    """Load a family's release in both precisions, and measure how far its logits are from transformers'.
+    """Load a family's release checkpoint in both precisions, and compare its logits with those of transformers.
 
     Raises:
-        AssertionError: a weight is not that of Hugging Face's checkpoint.
+        AssertionError: A weight differs from the Hugging Face checkpoint.
     """
     from reference import Tensors, differences
 
@@ -254,23 +254,23 @@ def computed(folder: Path) -> dict[str, float]:
     figures: dict[str, float] = {}
     with temporary_distributed_context(backend=accelerator.backend()):
         for precision, changes in (("bf16", {}), ("float32", {"bf16": False})):
-            # Without Transformer Engine a fused softmax of half precision is Apex's.
+            # Without Transformer Engine, the fused softmax for half precision comes from Apex.
             changes |= {} if accelerator.is_available() else {"masked_softmax_fusion": False}
             (model,) = bridge.load_megatron_model(folder / "megatron", mp_overrides=changes, wrap_with_ddp=False)
             if precision == "bf16":
                 loaded = {name: each.cpu() for name, each in bridge.export_hf_weights([model], show_progress=False)}
                 matrix.expect(differences(Tensors(source), loaded), [], "weights in the checkpoint and as loaded")
-            figures[f"logits apart, {precision}"] = apart(by_megatron(model, tokens), exact)
+            figures[f"logit difference, {precision}"] = apart(by_megatron(model, tokens), exact)
             figures["modules of Transformer Engine"] = sum(
                 any(base.__module__.startswith("transformer_engine") for base in type(module).__mro__)
                 for module in model.modules()
             )
-    figures["logits apart, transformers in bf16"] = apart(by_transformers(source, tokens, torch.bfloat16), exact)
+    figures["logit difference, transformers in bf16"] = apart(by_transformers(source, tokens, torch.bfloat16), exact)
     return figures
 
 
 def by_transformers(source: Path, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Give the logits of transformers' model, on this host's accelerator, in float32 on the CPU."""
+    """Return the logits of the model in transformers, computed on this host's accelerator, as float32 on the CPU."""
     from transformers import AutoModelForCausalLM
 
     device = steps.host().accelerator
@@ -280,29 +280,29 @@ def by_transformers(source: Path, tokens: torch.Tensor, dtype: torch.dtype) -> t
 
 
 def by_megatron(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Give the logits of a model of Megatron Core's, without what pads the vocabulary."""
+    """Return the logits of a Megatron Core model, without the padding of the vocabulary."""
     length = tokens.shape[1]
     device = next(model.parameters()).device
     positions = torch.arange(length).expand_as(tokens).to(device)
-    # Transformer Engine knows that attention is causal; local attention is told.
+    # Transformer Engine knows that attention is causal. Local attention needs a mask.
     mask = None if device.type == "cuda" else torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
     with torch.inference_mode():
         return model.eval()(tokens.to(device), positions, mask).float().cpu()[..., : models.VOCAB_SIZE]
 
 
 def apart(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """Give the distance of logits, as a part of their size."""
+    """Return the difference of logits relative to their size (root mean squares)."""
     return ((found - exact).square().mean().sqrt() / exact.square().mean().sqrt()).item()
 
 
 def main() -> None:
-    """Write releases to carry along, or compute."""
-    parser = argparse.ArgumentParser(description="Upstream's gate: write releases without Transformer Engine.")
+    """Write the release checkpoints of the gate, or compute for its rows."""
+    parser = argparse.ArgumentParser(description="Write the release checkpoints of the gate.")
     commands = parser.add_subparsers(dest="command", required=True)
-    writing = commands.add_parser("write", help="write a release of each family that converts")
-    writing.add_argument("folder", type=Path, nargs="?", default=CARRIED, help="where they go (%(default)s)")
+    writing = commands.add_parser("write", help="write a release checkpoint of each family that converts")
+    writing.add_argument("folder", type=Path, nargs="?", default=CARRIED, help="default: %(default)s")
     writing.add_argument("--family", action="append", help=f"of {', '.join(FAMILIES)}; default: all")
-    commands.add_parser("compute", help="what the rows start")
+    commands.add_parser("compute", help="compute for the rows (internal)")
     options = parser.parse_args()
     if options.command == "compute":
         return compute()

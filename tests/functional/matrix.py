@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functional matrix: each row goes from Hugging Face to Megatron-LM and back under one way to use several ranks.
+"""The functional matrix: each row takes a model from Hugging Face to Megatron-LM and back, with one parallel layout.
 
-`ROWS` says what runs, `Runner` how. `test_matrix.py` gives each row to pytest; `nox -s functional` runs the default
-set, `nox -s functional -- --all` every row, `nox -s functional -- --row NAME` one.
+`ROWS` says what runs, and `Runner` says how. `test_matrix.py` makes each row a test. `nox -s functional` runs the
+default set, `nox -s functional -- --all` every row, and `nox -s functional -- --row NAME` one row.
 """
 
 import contextlib
@@ -30,26 +30,26 @@ from reference import Tensors, differences, hf_loss
 from report import FINE_TUNE, HUGGING_FACE, RESUMED, UNINTERRUPTED, Outcome, Result
 
 
-HALF, WHOLE = 3, 6  # iterations until the save, and in all
-LEAST_FALL = 1.0  # nats: the conversations follow rules, and a model that learns gets far below its first loss
+HALF, WHOLE = 3, 6  # iterations until the save, and in total
+LEAST_FALL = 1.0  # nats: the conversations follow rules, so a model that learns gets far below its first loss
 SAVED, FINISHED = f"iter_{HALF:07d}", f"iter_{WHOLE:07d}"
 CORE = metadata.version("megatron-core")
-COMMAND_VARIABLE = "FUNCTIONAL_COMMAND"  # the session of nox that this is, with the options that are its own
+COMMAND_VARIABLE = "FUNCTIONAL_COMMAND"  # the nox session that this is, with its own options
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to use several ranks.
+    """A parallel layout.
 
     Attributes:
-        name: What the report calls it.
-        ranks: How many.
+        name: The name in the report.
+        ranks: The number of ranks.
         tp: Tensor parallel size.
         pp: Pipeline parallel size.
         ep: Expert parallel size.
-        interleaved: Two groups of layers on each pipeline stage.
-        sequence_parallel: Activations between tensor parallel regions are cut along the sequence.
-        distributed_optimizer: The optimizer's state is cut over data parallel ranks.
+        interleaved: Whether each pipeline stage has two groups of layers.
+        sequence_parallel: Whether activations between tensor parallel regions are split along the sequence.
+        distributed_optimizer: Whether the optimizer's state is split over data parallel ranks.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Layout:
     distributed_optimizer: bool = False
 
     def flags(self, layers: int) -> list[str]:
-        """Give Megatron-LM's flags for it.
+        """Return Megatron-LM's flags for it.
 
         Args:
-            layers: Layers of the model.
+            layers: The number of layers of the model.
         """
         sizes = {
             "--tensor-model-parallel-size": self.tp,
@@ -100,8 +100,8 @@ TP4 = Layout("TP4", 4, tp=4)
 TP8 = Layout("TP8", 8, tp=8)
 TP4_PP2 = Layout("TP4 × PP2", 8, tp=4, pp=2)
 
-# The loss that balances experts depends on which tokens a rank sees together, so it pulls layouts apart; "lm loss"
-# doesn't hold it, and without it they train alike to the last digit.
+# The loss that balances experts depends on which tokens a rank sees together, so layouts would train differently. The
+# logged "lm loss" doesn't include it. Without it, layouts train alike to the last digit.
 FAMILY_FLAGS = {"qwen3-moe": ("--moe-aux-loss-coeff=0",)}
 
 WIDE = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}  # enough heads for eight ranks
@@ -109,23 +109,23 @@ WIDE = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8} 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the matrix.
+    """One row of the matrix.
 
     Attributes:
         model: The family, a key of `models.FAMILIES`.
-        layout: How it is fine-tuned and resumed.
-        other: How it is resumed a second time; None for a host that has too little for that.
-        default: It belongs to the set that runs without `--all`.
-        sharded: It starts from a release that a model on all of the row's ranks saved, not from `import_ckpt`'s.
-        packed: Several conversations a sequence, with `--sft`; with Transformer Engine all but Primus's do, and local
-            ones.
-        primus: The hook of a checkout of Primus imports it; see `PrimusRun`.
-        local: Megatron Core's own layers, where Transformer Engine is, too.
-        vocab_size: Tokens of the model. Megatron-LM would pad 384 with two tensor parallel ranks, and 512 not.
-        changes: What sets the model's configuration apart from its family's.
-        flags: More of Megatron-LM's flags; the uninterrupted run that it is compared with doesn't have them.
-        megatron_core: Versions that it works with.
-        limit_s: Seconds that it may take, with what it is the first to make for others.
+        layout: The layout of fine-tuning and of the resume.
+        other: The layout of a second resume; None on a host that can't run one.
+        default: Whether the row runs without `--all`.
+        sharded: Whether a model on all ranks of the row saves the release checkpoint, instead of `import_ckpt`.
+        packed: Whether a sequence holds several conversations, with `--sft`. With Transformer Engine every row does,
+            except those with `primus` or `local`.
+        primus: Whether the hook of a checkout of Primus imports the model; see `PrimusRun`.
+        local: Whether the row uses Megatron Core's own layers even if Transformer Engine is there.
+        vocab_size: The vocabulary of the model. With two tensor parallel ranks, Megatron-LM would pad 384 but not 512.
+        changes: Differences of the model's configuration from that of its family.
+        flags: More flags of Megatron-LM. The uninterrupted run doesn't have them.
+        megatron_core: The versions that the row works with.
+        limit_s: The most seconds that it may take, including shared parts that it makes first.
     """
 
     model: str
@@ -154,33 +154,33 @@ class Row:
 
     @property
     def parallelism(self) -> str:
-        """What the report says: the layout, and the one that it is resumed with."""
+        """The layout and the layout of the second resume, for the report."""
         return f"{self.layout.name}, then {self.other.name}" if self.other else self.layout.name
 
     def why_not(self, runner: "Runner") -> str | None:
-        """Say why it can't run here, or give None if it can."""
+        """Return why it can't run here, or None if it can."""
         return runner.why_not(self, self.layout)
 
     def fitted(self, runner: "Runner") -> tuple["Row", str]:
-        """Give what of it can run here, and what the report says about the rest."""
+        """Return the part of the row that can run here, and a note for the report about the rest."""
         without = self.other and runner.why_not(self, self.other)
         if not without:
             return self, ""
         return replace(self, other=None), f"not resumed with {self.other.name}: {without}"
 
     def run(self, runner: "Runner") -> "RowRun":
-        """Give what runs it."""
+        """Return the run of this row."""
         return PrimusRun(runner, self) if self.primus else RowRun(runner, self)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A row that fine-tunes nothing: a conversion, a comparison, a command. What it does is `run`'s to say.
+    """A row without fine-tuning: a conversion, a comparison, or a command. Subclasses define `run`.
 
     Attributes:
         name: The name on the command line.
-        model: What it converts, loads or asks.
-        limit_s: Seconds that it may take.
+        model: The model that it converts, loads, or asks about.
+        limit_s: The most seconds that it may take.
     """
 
     name: str
@@ -191,21 +191,22 @@ class Check:
     parallelism: ClassVar[str] = "1 rank"
 
     def why_not(self, runner: "Runner") -> str | None:
-        """Say why it can't run here, or give None if it can."""
+        """Return why it can't run here, or None if it can."""
         return None
 
     def fitted(self, runner: "Runner") -> tuple["Check", str]:
-        """Give what of it can run here: all."""
+        """Return the part of the row that can run here, which is all of it."""
         return self, ""
 
     def run(self, runner: "Runner") -> "Run":
-        """Give what runs it."""
-        raise NotImplementedError(f"{type(self).__name__} doesn't say what runs it")
+        """Return the run of this row."""
+        raise NotImplementedError(f"{type(self).__name__} doesn't define run()")
 
 
-# Megatron-LM resumes no optimizer of another kind: a distributed one stays distributed, and with expert parallelism
-# the experts have one of their own. So `other` changes the rest.
-# Those with `default` cover every layout and every family once. Two ranks first: they find most for least time.
+# Megatron-LM can't resume an optimizer as another kind: a distributed one stays distributed, and expert parallelism
+# has a separate optimizer for the experts. So `other` changes only the rest.
+# The default rows cover every layout and every family once. Rows with few ranks come first: they find the most in the
+# least time.
 ROWS = (
     Row("llama-3", ONE, other=TP2, default=True),
     Row("llama-3", TP2, default=True, sharded=True),
@@ -247,12 +248,12 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two losses that should be equal may lie apart, in nats.
+    """The largest difference that is allowed between two losses that should be equal, in nats.
 
     Attributes:
-        implementation: Hugging Face's and Megatron-LM's, on the same weights and tokens.
-        resumed: Of a run that was interrupted and one that was not, under the same layout.
-        layout: After some iterations under different layouts, whose sums have different orders.
+        implementation: Between Hugging Face and Megatron-LM, with the same weights and tokens.
+        resumed: Between an interrupted and an uninterrupted run, with the same layout.
+        layout: Between different layouts after some iterations, because they add in different orders.
     """
 
     implementation: float
@@ -269,7 +270,7 @@ TOLERANCES = {
 
 
 class StageFailed(Exception):
-    """A stage of a row didn't do what it should."""
+    """A stage of a row failed."""
 
     def __init__(self, row: Row | Check, stage: str, reason: str, log: Path) -> None:
         super().__init__(f"row {row.name} failed at stage “{stage}”: {reason}")
@@ -277,11 +278,11 @@ class StageFailed(Exception):
 
 
 class Stopped(BaseException):
-    """Somebody wants the row that runs to end now. No stage takes this for its own failure."""
+    """A signal ended the row. It is a BaseException, so that no stage reports it as its own failure."""
 
 
 def family_flags(row: Row) -> tuple[str, ...]:
-    """Give the flags that every run of the row's family has."""
+    """Return the flags of every run of the row's family."""
     return FAMILY_FLAGS.get(row.model, ())
 
 
@@ -297,14 +298,14 @@ def expect_close(found: Mapping[int, float], expected: Mapping[int, float], tole
     worst = max(apart, key=lambda i: math.inf if math.isnan(apart[i]) else apart[i], default=None)
     if worst is None or not apart[worst] <= tolerance:
         raise AssertionError(
-            f"{what}: apart by {apart.get(worst)} at iteration {worst}, expected at most {tolerance};"
+            f"{what}: differ by {apart.get(worst)} at iteration {worst}, expected at most {tolerance};"
             f" found {dict(found)}, expected {dict(expected)}"
         )
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the main thread when the time is over, whatever it waits for."""
+    """Raise TimeoutError in the main thread when the time is over, even while it waits."""
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"took more than {seconds:.0f} s")
@@ -322,20 +323,20 @@ Importer = Callable[[Path, Path], None]
 
 
 def import_release(source: Path, target: Path) -> None:
-    """Import as a user does."""
+    """Import a model as a user does."""
     from megatron.bridge import AutoBridge
 
     AutoBridge.import_ckpt(source, target)
 
 
 class Runner:
-    """Runs rows on one platform. What rows have in common (models, imports, uninterrupted runs) is made once.
+    """Runs rows on one platform. Models, imports, and uninterrupted runs are made once, and shared by the rows.
 
     Args:
-        host: What was found.
-        folder: Where models and checkpoints go.
-        logs: Where each row's logs, losses and batches go.
-        importer: What makes a Megatron checkpoint of a Hugging Face one.
+        host: The host.
+        folder: The folder for models and checkpoints.
+        logs: The folder for the logs, losses, and batches of each row.
+        importer: Converts a Hugging Face model to a Megatron checkpoint.
     """
 
     def __init__(self, host: Host, folder: Path, logs: Path, importer: Importer = import_release) -> None:
@@ -350,7 +351,7 @@ class Runner:
         """Run a row to its end, or to the first stage that fails.
 
         Returns:
-            What came of it; that a row failed, was stopped or doesn't fit is said there and not raised.
+            The result. It reports a failure, a stop, or a row that doesn't fit; nothing is raised.
         """
         reason = row.why_not(self)
         outcome = Outcome.LEFT_OUT if reason else Outcome.PASSED
@@ -383,12 +384,12 @@ class Runner:
         )
 
     def why_not(self, row: Row, layout: Layout) -> str | None:
-        """Say why a row can't run with a layout here, or give None if it can."""
+        """Return why a row can't run with a layout here, or None if it can."""
         if why := self.host.why_not(layout.ranks):
             return why
         if row.primus and primus.checkout() is None:
             return "needs a checkout of AMD-AGI/Primus: --primus DIR"
-        # The emulation of CUDA lets Megatron Core's own layers do both; on a device they refuse (core 0.19.2,
+        # With the emulation of CUDA, Megatron Core's own layers do both. On a device they refuse (core 0.19.2,
         # `megatron/core/transformer/torch_norm.py` and `dot_product_attention.py`).
         if (layout.sequence_parallel or row.packed) and self.host.lacks_transformer_engine:
             what = "sequence parallelism" if layout.sequence_parallel else "packed sequences"
@@ -398,16 +399,16 @@ class Runner:
         return None
 
     def command(self, row: Row | Check) -> str:
-        """Give what runs this row alone."""
+        """Return the command that runs this row alone."""
         session = f'python3 -m nox -s "functional({self.host.platform.name})" --'
         return f"{os.environ.get(COMMAND_VARIABLE, session)} --row {row.name}"
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Make something once. What failed is not tried again: each row that needs it fails with the same words."""
+        """Make something once. After a failure, every row that needs it fails with the same error."""
         if key not in self._kept:
             try:
                 self._kept[key] = make()
-            except TimeoutError:  # of this row, and not what the next one would meet
+            except TimeoutError:  # the next row has its own time
                 raise
             except Exception as error:
                 self._kept[key] = error
@@ -416,40 +417,40 @@ class Runner:
         return self._kept[key]
 
     def key(self, row: Row) -> str:
-        """Name the model of a row."""
+        """Return the name of a row's model."""
         return f"{row.model}-{row.vocab_size}{'-wide' if row.changes else ''}"
 
     def packed(self, row: Row) -> bool:
-        """Whether a row's sequences hold several conversations: `pretrain_gpt.py --sft` makes no others.
+        """Return whether a sequence of the row holds several conversations, as `pretrain_gpt.py --sft` always does.
 
-        Primus's row has one in each, so that any Megatron-LM can train from what its hook leaves.
+        Primus's row has one conversation per sequence, so that any Megatron-LM can train from what its hook leaves.
         """
         if row.primus:
             return False
-        # Before core 0.19 several packed sequences can't be one micro-batch: `finetune.py`, `pack`.
+        # Before core 0.19, a micro-batch can't hold several packed sequences: `finetune.py`, `pack`.
         with_te = self.host.transformer_engine is not None and CORE in SpecifierSet(">=0.19", prereleases=True)
         return row.packed or bool(steps.megatron_lm()) or (with_te and not row.local)
 
     def local(self, row: Row) -> bool:
-        """Whether a row has other layers than the host's other rows."""
+        """Return whether a row has other layers than the host's other rows."""
         return row.local and self.host.transformer_engine is not None
 
     def layer_flags(self, row: Row) -> list[str]:
-        """Give the flags that say so."""
+        """Return the flags for the row's layers."""
         return self.host.local_flags() if row.local else []
 
     def sft_flags(self, row: Row) -> list[str]:
-        """Give the flags that say so."""
+        """Return the flags for packed conversations, if the row has them."""
         return steps.sft_flags() if self.packed(row) else []
 
     def source(self, row: Row) -> Path:
-        """Make the model in Hugging Face's form."""
+        """Make the Hugging Face model."""
         folder = self.folder / "hf" / self.key(row)
         changes = {"vocab_size": row.vocab_size, **row.changes}
         return self._once(("hf", folder), lambda: models.make_model(folder, row.model, **changes))
 
     def chats(self, row: Row) -> steps.Chats:
-        """Write the conversations that every row is trained on."""
+        """Write the conversations that every row trains on."""
         together = 2 if self.packed(row) else 1
         train, valid = (self.folder / "chats" / f"{split}-{together}.jsonl" for split in ("train", "valid"))
 
@@ -471,9 +472,9 @@ class Runner:
         return self._once(("import", target), make)
 
     def uninterrupted(self, row: Row) -> steps.Training:
-        """Train the row's model in one go on one rank, with the whole command line and none of it from the checkpoint.
+        """Train the row's model without interruption on one rank, with the whole command line and no checkpoint args.
 
-        Every row with this model is compared with it.
+        Every row with this model is compared with this run.
         """
         name = f"{self.key(row)}{'-packed' if self.packed(row) else ''}{'-local' if self.local(row) else ''}"
         folder = self.logs / "uninterrupted" / name
@@ -499,20 +500,20 @@ class Runner:
         return self._once(("uninterrupted", name), make)
 
     def whole_command_line(self, checkpoint: Path) -> list[str]:
-        """Give the flags that describe a checkpoint's model, none of it read from the checkpoint."""
-        # Bridge's command line gives the longest sequence of the model; the last word is ours.
+        """Return the flags that describe a checkpoint's model without `--use-checkpoint-args`."""
+        # Bridge's command line has the model's longest sequence. The last flag wins.
         length = [flag for flag in steps.TRAINING_FLAGS if flag.startswith("--seq-length")]
         return [*steps.model_flags(checkpoint, use_checkpoint_args=False), *length]
 
 
 class Run:
-    """A row on its way, in stages; the name of a stage is what a failure is reported under.
+    """One run of a row, in stages. A failure is reported with the name of its stage.
 
     Attributes:
         curves: Losses by iteration, for the report.
-        figures: What else was measured.
-        shows_nothing: Why a run to the end is no pass; the row counts as left out then.
-        at: The stage that it is at.
+        figures: Other measurements.
+        shows_nothing: The reason why a complete run doesn't count as passed but as left out.
+        at: The current stage.
     """
 
     def __init__(self, runner: Runner, row: Row | Check) -> None:
@@ -527,10 +528,10 @@ class Run:
         self.at = "start"
 
     def go(self) -> None:
-        """Go through every stage.
+        """Run every stage within the row's time limit.
 
         Raises:
-            StageFailed: the first that failed.
+            StageFailed: The first stage that failed.
         """
         for folder in (self.logs, self.root):
             shutil.rmtree(folder, ignore_errors=True)
@@ -540,12 +541,12 @@ class Run:
         shutil.rmtree(self.root)
 
     def go_on(self) -> None:
-        """Go through every stage, however long it takes."""
+        """Run every stage."""
         raise NotImplementedError(f"{type(self).__name__} has no stages")
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Say of whatever goes wrong in which stage it did."""
+        """Report every error with the name of the stage."""
         self.at = name
         try:
             yield
@@ -558,17 +559,17 @@ class Run:
             raise StageFailed(self.row, name, f"{kind}{error}", log) from error
 
     def blamed(self, stage: str) -> str:
-        """Name what a step that failed in a stage is reported under."""
+        """Return the stage that is reported for a step that failed in `stage`."""
         return stage
 
 
 class RowRun(Run):
-    """One row of fine-tuning on its way. Each stage is a method."""
+    """One run of a row with fine-tuning. Each stage is a method."""
 
     row: Row
 
     def go_on(self) -> None:
-        """Go through every stage, however long it takes."""
+        """Run every stage."""
         with self.stage("import"):
             start = self.import_model()
         with self.stage("load"):
@@ -592,21 +593,21 @@ class RowRun(Run):
             self.judge_export(exported, resumed)
 
     def blamed(self, stage: str) -> str:
-        """Name what a step that failed in a stage is reported under."""
-        # What is loaded and then goes wrong is no fault of the checkpoint.
+        """Return the stage that is reported for a step that failed in `stage`."""
+        # If training started, the checkpoint was loaded, and the error is not its fault.
         return "fine-tune" if stage == "load" and (self.logs / FINE_TUNE / "losses.jsonl").exists() else stage
 
     def keep(self, name: str, training: steps.Training) -> None:
-        """Keep a curve for the report."""
+        """Save a curve for the report."""
         self.curves[name] = sorted(training.losses().items())
 
     @property
     def layers(self) -> int:
-        """How many layers the model has."""
+        """The number of layers of the model."""
         return models.FAMILIES[self.row.model].configuration(**self.row.changes).num_hidden_layers
 
     def train(self, name: str, layout: Layout, load: Path, save: Path, flags: list[str]) -> steps.Training:
-        """Train with Megatron-LM as far as the row goes, or as `flags` say."""
+        """Train with Megatron-LM to the row's last iteration, or as far as `flags` say."""
         return steps.train(
             f"{self.row.name}, {name}",
             self.logs / name,
@@ -627,7 +628,7 @@ class RowRun(Run):
         )
 
     def import_model(self) -> Path:
-        """Import; rows that say so save a release from a model on all ranks. Leave either where training goes on."""
+        """Put a release checkpoint where the training starts: of an import, or of a save by a model on all ranks."""
         imported = self.runner.imported(self.row)
         if not self.row.sharded:
             return Path(shutil.copytree(imported, self.root / "run"))
@@ -640,25 +641,25 @@ class RowRun(Run):
             str(self.root / "run"),
         ]
         command = [*steps.launch(steps.HERE / "save_sharded.py", layout.ranks), *arguments]
-        steps.Step(f"{self.row.name}, release from a model on {layout.ranks} ranks", command, log).run()
+        steps.Step(f"{self.row.name}, release checkpoint from a model on {layout.ranks} ranks", command, log).run()
         tensors = (dict(steps.model_tensors(root / "release")) for root in (imported, self.root / "run"))
-        expect(differences(*tensors), [], "weights of import_ckpt's release and of the sharded model's")
+        expect(differences(*tensors), [], "weights that differ from import_ckpt's")
         return self.root / "run"
 
     def flags(self, start: Path) -> list[str]:
-        """Ask Bridge for what Megatron-LM needs beside the checkpoint; none of it may ask for leniency."""
+        """Return the flags that Megatron-LM needs besides the checkpoint. None of them may ask for leniency."""
         try:
             flags = steps.model_flags(start)
         except (ImportError, KeyError):
-            # A wheel or a checkpoint without the change. What is wrong with it is for Megatron-LM to say.
+            # The wheel or the checkpoint is without the change. Let Megatron-LM report what is wrong.
             return ["--use-checkpoint-args"]
         expect(flags[0], "--use-checkpoint-args", "the first flag")
         lenient = ("--finetune", "--no-load", "--num-layers", "--hidden-size")
-        expect([flag for flag in flags if flag.startswith(lenient)], [], "flags that the checkpoint should answer")
+        expect([flag for flag in flags if flag.startswith(lenient)], [], "flags that --use-checkpoint-args replaces")
         return flags
 
     def fine_tune(self, start: Path, flags: list[str]) -> steps.Training:
-        """Load the release with the row's layout, train half way, save beside it."""
+        """Load the release checkpoint with the row's layout, train halfway, and save beside it."""
         before = (steps.tracker(start), steps.payloads(start))
         training = self.train(FINE_TUNE, self.row.layout, start, start, [*flags, f"--exit-interval={HALF}"])
         self.keep(FINE_TUNE, training)
@@ -669,27 +670,27 @@ class RowRun(Run):
         return training
 
     def judge_fine_tuning(self, training: steps.Training) -> None:
-        """First loss as Hugging Face's; the rest as the uninterrupted run's; loss on the assistant's tokens alone."""
+        """Compare the losses with Hugging Face and the uninterrupted run, and check which tokens carry loss."""
         losses, batches = training.losses(), training.batches(1)
         expect(list(losses), list(range(1, HALF + 1)), "iterations")
         chats = self.runner.chats(self.row)
-        expect(chats.said_by_others(batches), [], "texts with loss that are no answers of the conversations")
+        expect(chats.said_by_others(batches), [], "texts with loss that are not answers of the assistant")
         reference = hf_loss(self.runner.source(self.row), batches, device=self.runner.host.accelerator)
         self.curves[HUGGING_FACE] = [(1, reference)]
         expect_close(
-            {1: losses[1]}, {1: reference}, self.runner.tolerance.implementation, "first loss, Hugging Face's"
+            {1: losses[1]}, {1: reference}, self.runner.tolerance.implementation, "first loss, and Hugging Face's"
         )
-        self.compare(training, self.row.layout, "fine-tuning, and the uninterrupted run")
+        self.compare(training, self.row.layout, "losses of fine-tuning and of the uninterrupted run")
         expect(steps.tracker(training.checkpoint), str(HALF), "tracker after fine-tuning")
         expect(steps.payloads(training.checkpoint), [SAVED, "release"], "folders after fine-tuning")
 
     def compare(self, training: steps.Training, layout: Layout, what: str) -> None:
-        """Hold losses against those of the uninterrupted run, which had one rank."""
+        """Compare losses with those of the uninterrupted run, which had one rank."""
         tolerance = self.runner.tolerance.resumed if layout == ONE == self.row.layout else self.runner.tolerance.layout
         expect_close(training.losses(), self.whole.losses(), tolerance, what)
 
     def import_again(self) -> None:
-        """A second import into a folder with training iterations is refused, and changes nothing."""
+        """Check that an import into a folder with training iterations is refused and changes nothing."""
         run = self.root / "run"
         try:
             self.runner.importer(self.runner.source(self.row), run)
@@ -697,10 +698,10 @@ class RowRun(Run):
             found = (steps.tracker(run), steps.payloads(run))
             expect(found, (str(HALF), [SAVED, "release"]), "tracker and folders after the refusal")
         else:
-            raise AssertionError("a second import beside training iterations was not refused")
+            raise AssertionError("found an import beside training iterations that succeeded, expected FileExistsError")
 
     def resume_otherwise(self, other: Layout, flags: list[str]) -> None:
-        """Go on from the save in a new process, with another layout."""
+        """Resume from the save in a new process, with another layout."""
         save = self.root / "other"
         training = self.train("resume-otherwise", other, self.root / "run", save, flags)
         self.keep(f"{RESUMED} with {other.name}", training)
@@ -708,7 +709,7 @@ class RowRun(Run):
         expect(steps.payloads(save), [FINISHED], "folders after resuming")
 
     def resume(self, flags: list[str]) -> steps.Training:
-        """Go on from the save in a new process, with the same layout."""
+        """Resume from the save in a new process, with the same layout."""
         run = self.root / "run"
         training = self.train("resume", self.row.layout, run, run, flags)
         self.keep(RESUMED, training)
@@ -717,15 +718,15 @@ class RowRun(Run):
         return training
 
     def judge_resume(self, training: steps.Training, layout: Layout) -> None:
-        """The iterations go on, and so does the curve: other optimizer state, data or learning rate would bend it."""
+        """Check iterations and losses. Wrong optimizer state, data, or learning rate would bend the curve."""
         expect(list(training.losses()), list(range(HALF + 1, WHOLE + 1)), "iterations")
-        self.compare(training, layout, "resumed, and the uninterrupted run")
+        self.compare(training, layout, "losses after the resume")
         fall = self.whole.losses()[1] - training.losses()[WHOLE]
-        expect(fall > LEAST_FALL, True, f"loss fell by {fall}, which is more than {LEAST_FALL}")
+        expect(fall > LEAST_FALL, True, f"whether the loss fell by more than {LEAST_FALL} (it fell by {fall})")
         expect(steps.tracker(training.checkpoint), str(WHOLE), "tracker after resuming")
 
     def export(self) -> Path:
-        """Export what Megatron-LM saved last."""
+        """Export the last checkpoint that Megatron-LM saved."""
         from megatron.bridge import AutoBridge
 
         bridge = AutoBridge.from_hf_pretrained(self.runner.source(self.row))
@@ -733,25 +734,25 @@ class RowRun(Run):
         return self.root / "exported"
 
     def judge_export(self, exported: Path, resumed: steps.Training) -> None:
-        """On conversations that nobody trained on, Hugging Face has the loss that Megatron-LM ended with."""
+        """Check that Hugging Face's loss on held-out conversations is the one that Megatron-LM ended with."""
         packed = self.runner.packed(self.row)
         held_out, device = resumed.batches(WHOLE, "valid"), self.runner.host.accelerator
         found = hf_loss(exported, held_out, by_batch=packed, device=device)
         expected, tolerance = resumed.losses("valid"), self.runner.tolerance.implementation
-        expect_close({WHOLE: found}, expected, tolerance, "held-out loss, Hugging Face's and Megatron-LM's")
+        expect_close({WHOLE: found}, expected, tolerance, "held-out loss of Hugging Face and of Megatron-LM")
         moved = differences(Tensors(self.runner.source(self.row)), Tensors(exported))
-        expect(len(moved) > 0, True, "weights moved")
+        expect(len(moved) > 0, True, "whether training changed the weights")
 
 
 class PrimusRun(RowRun):
-    """A row whose release the hook of Primus imports, and from which Megatron-LM trains as Primus has it do.
+    """One run of a row whose release checkpoint the hook of Primus imports, and which trains as Primus does.
 
-    With `--megatron-lm` that checkout's Megatron-LM trains, with its own Megatron Core; without, the wheel's. Either
-    must have the losses that the wheel's has when it starts from `import_ckpt`'s release.
+    With `--megatron-lm`, the Megatron-LM of that checkout trains, with its own Megatron Core. Otherwise the wheel's
+    trains. Both must have the losses of the wheel's Megatron-LM from the release checkpoint of `import_ckpt`.
     """
 
     def go_on(self) -> None:
-        """Go through every stage, however long it takes."""
+        """Run every stage."""
         with self.stage("hook"):
             extras = self.convert("hook")
         with self.stage("load"):
@@ -765,7 +766,7 @@ class PrimusRun(RowRun):
             self.convert_again(extras)
 
     def convert(self, name: str) -> dict[str, str]:
-        """Run the hook, and see that it leaves a release and says so."""
+        """Run the hook, and check that it leaves a release checkpoint and names it."""
         log = self.logs / name / "log.txt"
         source, checkout = self.runner.source(self.row), primus.checkout()
         extras = primus.convert(f"{self.row.name}, {name}", checkout, source, self.root / "primus", log)
@@ -777,7 +778,7 @@ class PrimusRun(RowRun):
         return extras
 
     def fine_tune_as_primus(self, extras: dict[str, str]) -> steps.Training:
-        """Train to the end from what the hook names, with no `--load`, and the model described by flags."""
+        """Train to the end from what the hook names, without `--load`, with flags that describe the model."""
         start = Path(extras["pretrained_checkpoint"])
         training = steps.train(
             f"{self.row.name}, {FINE_TUNE}",
@@ -802,43 +803,43 @@ class PrimusRun(RowRun):
         return training
 
     def judge(self, training: steps.Training) -> None:
-        """The Megatron-LM that was asked for has loaded the hook's release, and its losses are the wheel's."""
+        """Check that the requested Megatron-LM loaded the hook's release checkpoint, and that its losses are right."""
         log = training.log.read_text()
-        expect("loading release distributed checkpoint" in log, True, f"the load of a release in {training.log}")
+        expect("loading release distributed checkpoint" in log, True, f"load of a release in {training.log}")
         version, folder = re.search(r"^Megatron Core (\S+) of (.+)$", log, re.M).groups()
         if checkout := steps.megatron_lm():
             expect(Path(folder), checkout, f"where Megatron Core {version} was imported from")
             self.versions["megatron-core of --megatron-lm"] = version
         expect(list(training.losses()), list(range(1, WHOLE + 1)), "iterations")
-        self.compare(training, self.row.layout, "from the hook's release, and from import_ckpt's")
+        self.compare(training, self.row.layout, "losses from the release checkpoints of the hook and of import_ckpt")
         found = (steps.tracker(training.checkpoint), steps.payloads(training.checkpoint))
         expect(found, (str(WHOLE), [FINISHED]), "tracker and folders after fine-tuning")
 
     def convert_again(self, extras: dict[str, str]) -> None:
-        """A second start of Primus finds the checkpoint, and leaves it as it is."""
+        """Check that a second start of Primus finds the checkpoint and doesn't change it."""
         before = self.files()
         expect(self.convert("second-hook"), extras, "arguments that the hook adds the second time")
         expect(self.files(), before, "files of the checkpoint after the second time")
 
     def files(self) -> dict[str, tuple[int, int]]:
-        """Give size and time of change of each file that the hook left."""
+        """Return size and modification time of each file that the hook left."""
         stats = {path: path.stat() for path in (self.root / "primus" / "data").rglob("*") if path.is_file()}
         return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
 def rows(names: list[str] | None = None, everything: bool = False) -> list[Row]:
-    """Choose rows.
+    """Return the chosen rows. Default: the default set.
 
     Args:
-        names: These and no others.
-        everything: Every row, and not only the default set.
+        names: Return only these.
+        everything: Return every row.
 
     Raises:
-        ValueError: there is no row of such a name.
+        ValueError: No row has this name.
     """
     by_name = {row.name: row for row in ROWS}
     if unknown := [name for name in names or [] if name not in by_name]:
-        raise ValueError(f"no row is named {unknown[0]!r}; choose of {', '.join(by_name)}")
+        raise ValueError(f"no row is named {unknown[0]!r}; choose from {', '.join(by_name)}")
     if names:
         return [by_name[name] for name in names]
     return [row for row in ROWS if everything or row.default]

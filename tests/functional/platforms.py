@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The accelerator: found, never assumed, and what follows from it for Megatron-LM.
+"""Find this host's accelerator, and the flags that Megatron-LM needs for it.
 
-    python tests/functional/platforms.py           # what this machine has, as JSON
-    python tests/functional/platforms.py cuda      # the same, or one line that says why there is no CUDA here
-    python tests/functional/platforms.py --flags   # the flags of Megatron-LM that follow
+    python tests/functional/platforms.py           # print what this machine has, as JSON
+    python tests/functional/platforms.py cuda      # the same, or an error that says why CUDA is not available
+    python tests/functional/platforms.py --flags   # print the flags of Megatron-LM for this host
 
-A platform is a row of `PLATFORMS`; what a library would have to provide so that a fusion works is a row of `FUSIONS`.
+`PLATFORMS` has a row for each platform. `FUSIONS` has a row for each fusion that needs a library.
 """
 
 import argparse
@@ -22,19 +22,19 @@ from typing import Any
 
 
 class PlatformError(Exception):
-    """The platform that was asked for is not here."""
+    """This host doesn't have the requested platform."""
 
 
 @dataclass(frozen=True)
 class Platform:
-    """What is true of every host of a kind.
+    """What all hosts of one kind have in common.
 
     Attributes:
-        name: What the session and the report call it.
-        backend: What torch calls its collectives; RCCL is "nccl" to torch.
-        library: What the collectives really are.
-        flags: Megatron-LM's flags, whatever libraries the host has.
-        visibility: The variables that choose devices, the one that torch reads first in front.
+        name: The name in the session and the report.
+        backend: Torch's name of the collectives. Torch calls RCCL "nccl".
+        library: The library of the collectives.
+        flags: Megatron-LM's flags that don't depend on the host's libraries.
+        visibility: The variables that choose devices, in the order in which torch reads them.
         environment: Variables that a step needs there.
     """
 
@@ -48,7 +48,7 @@ class Platform:
 
 _GPU_FLAGS = ("--distributed-backend=nccl", "--bf16", "--clip-grad=1")
 
-# float32 on the CPU, where Hugging Face's loss can be compared to four digits; the emulation can do bf16 too.
+# The CPU uses float32, to compare losses with Hugging Face's to four digits. The emulation can do bf16 too.
 PLATFORMS = {
     row.name: row
     for row in (
@@ -64,7 +64,7 @@ PLATFORMS = {
                 "--no-bias-dropout-fusion",
             ),
             # The emulation of torch.cuda refuses to work beside a device. -1 ends the list of devices for CUDA,
-            # HIP and torch (`_parse_visible_devices`) alike.
+            # HIP, and torch (`_parse_visible_devices`).
             environment={"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"},
         ),
         Platform("cuda", "nccl", "NCCL", flags=_GPU_FLAGS, visibility=("CUDA_VISIBLE_DEVICES",)),
@@ -79,18 +79,18 @@ PLATFORMS = {
     )
 }
 
-# Ranks on the CPU are processes that share its cores; four cover every kind of parallelism.
+# Ranks on the CPU are processes that share its cores. Four cover every kind of parallelism.
 CPU_RANKS = 4
 
-# What can be imported makes these work; AMD's Transformer Engine has the name of NVIDIA's. Apex is looked for by its
-# extensions: a build without them imports just as well.
+# Modules whose import shows that a library works. AMD's Transformer Engine has the same name as NVIDIA's. Apex is
+# found by its extensions, because a build without them can be imported too.
 LIBRARIES = {
     "transformer_engine": "transformer_engine.pytorch",
     "apex softmax": "scaled_upper_triang_masked_softmax_cuda",
     "apex wgrad": "fused_weight_gradient_mlp_cuda",
 }
 
-# Flags that a host needs when it lacks the library, and who insists on it (core 0.19.2).
+# Flags that a host without the library needs, and the code that requires them (core 0.19.2).
 FUSIONS = (
     # `megatron/core/transformer/torch_norm.py`, `WrappedTorchNorm`: local RMSNorm asserts it
     ("transformer_engine", "--no-persist-layer-norm"),
@@ -107,15 +107,15 @@ PACKAGES = ("megatron-bridge", "megatron-core", "transformers")
 
 @dataclass(frozen=True)
 class Host:
-    """What was found on this host.
+    """A host, as it was found.
 
     Attributes:
-        platform: Its kind.
-        ranks: The most ranks that a row may have: devices, or on the CPU processes.
+        platform: The kind of host.
+        ranks: The most ranks that a row may have: devices, or processes on the CPU.
         device: The device's name.
-        libraries: Version of each of `LIBRARIES` that can be imported.
-        missing: For each of the others, why not.
-        versions: What the report says beside a result.
+        libraries: The versions of those `LIBRARIES` that can be imported.
+        missing: Why each of the others can't.
+        versions: The versions for the report.
     """
 
     platform: Platform
@@ -127,33 +127,33 @@ class Host:
 
     @property
     def transformer_engine(self) -> str | None:
-        """The version of Transformer Engine, NVIDIA's or AMD's, if it can be used."""
+        """The version of NVIDIA's or AMD's Transformer Engine, if it can be used."""
         return self.libraries.get("transformer_engine")
 
     @property
     def lacks_transformer_engine(self) -> bool:
-        """Whether this is a GPU host without it; on the CPU the emulation of CUDA makes up for that."""
+        """Whether this is a GPU host without it. The CPU doesn't need it, because it emulates CUDA."""
         return self.platform.name != "cpu" and self.transformer_engine is None
 
     @property
     def accelerator(self) -> str:
-        """What torch calls the device that a model computes on here: ROCm's is "cuda" to it, too."""
+        """Torch's name of the device that a model computes on. Torch calls ROCm "cuda" too."""
         return "cpu" if self.platform.name == "cpu" else "cuda"
 
     def local_flags(self) -> list[str]:
-        """Give what goes behind `flags` for Megatron Core's own layers, which Transformer Engine can't help."""
+        """Return the flags to append to `flags` for Megatron Core's own layers, if Transformer Engine is there."""
         if self.transformer_engine is None:
             return []
         return ["--transformer-impl=local", *(flag for library, flag in FUSIONS if library == "transformer_engine")]
 
     def flags(self) -> list[str]:
-        """Give Megatron-LM's flags for this host: backend, layer implementation, precision, clipping, fusions."""
+        """Return Megatron-LM's flags for this host: backend, layer implementation, precision, clipping, fusions."""
         layers = "transformer_engine" if self.transformer_engine else "local"
         absent = [flag for library, flag in FUSIONS if library not in self.libraries]
         return [*self.platform.flags, f"--transformer-impl={layers}", *absent]
 
     def why_not(self, ranks: int) -> str | None:
-        """Say why a row of so many ranks doesn't fit, or give None if it does."""
+        """Return why a row with this many ranks doesn't fit, or None if it does."""
         if ranks <= self.ranks:
             return None
         if self.platform.name == "cpu":
@@ -162,7 +162,7 @@ class Host:
 
 
 def find() -> str:
-    """Name the platform of this host: "cpu", "cuda" or "rocm"."""
+    """Return the platform of this host: "cpu", "cuda", or "rocm"."""
     torch = _torch()
     if torch is None or not torch.cuda.is_available():
         return "cpu"
@@ -170,28 +170,28 @@ def find() -> str:
 
 
 def get(name: str | None = None) -> Host:
-    """Look at this host. Call it where `cuda_emulation` is not installed: with it every host looks like CUDA.
+    """Inspect this host. Call it before `cuda_emulation` is installed, which makes every host look like CUDA.
 
     Args:
-        name: The platform that must be here; None takes what is found. The CPU is everywhere.
+        name: The platform that this host must have. Default: the one that is found. Every host has "cpu".
 
     Raises:
-        PlatformError: there is no such platform, or it is not on this host.
+        PlatformError: There is no such platform, or this host doesn't have it.
     """
     found = find()
     name = name or found
     if name not in PLATFORMS:
-        raise PlatformError(f"{name!r} is no platform; choose one of {', '.join(PLATFORMS)}")
+        raise PlatformError(f"found the platform {name!r}, expected one of {', '.join(PLATFORMS)}")
     if name not in ("cpu", found):
         raise PlatformError(
             f"asked for {name}, found {found}: {_absence(PLATFORMS[name])}; run on a host with such a device, or leave"
-            " the name out to take what is there"
+            " out the name to use what is there"
         )
     return _cpu() if name == "cpu" else _gpu(PLATFORMS[name])
 
 
 def _cpu() -> Host:
-    missing = dict.fromkeys(LIBRARIES, "made for GPUs")
+    missing = dict.fromkeys(LIBRARIES, "needs a GPU")
     device = f"{platform.machine()}, {os.cpu_count()} cores"
     return Host(PLATFORMS["cpu"], CPU_RANKS, device, missing=missing, versions=_versions())
 
@@ -212,7 +212,7 @@ def _gpu(kind: Platform) -> Host:
 
 
 def _torch() -> Any:
-    # nox asks from an interpreter that may have no torch.
+    # The interpreter of nox may have no torch.
     try:
         return importlib.import_module("torch")
     except ImportError:
@@ -224,12 +224,12 @@ def _absence(kind: Platform) -> str:
     if torch is None:
         return "torch can't be imported"
     if not (torch.version.hip if kind.name == "rocm" else torch.version.cuda):
-        return f"torch {torch.__version__} is not built for it"
+        return f"torch {torch.__version__} is built without it"
     return f"torch {torch.__version__} sees no device{_chosen(kind)}"
 
 
 def _chosen(kind: Platform) -> str:
-    """Say which visibility variables are set: one that hides devices is often forgotten."""
+    """Return the visibility variables that are set, because people forget a variable that hides devices."""
     given = [f"{name}={os.environ[name]}" for name in kind.visibility if name in os.environ]
     return f" ({', '.join(given)})" if given else ""
 
@@ -237,7 +237,7 @@ def _chosen(kind: Platform) -> str:
 def _try_libraries() -> tuple[dict[str, str], dict[str, str]]:
     libraries, missing = {}, {}
     for name, module in LIBRARIES.items():
-        # A library built for another torch or driver raises what it likes, and then is as good as absent.
+        # A library that was built for another torch or driver can raise any error. It counts as absent then.
         try:
             libraries[name] = _version(importlib.import_module(module), name)
         except Exception as error:
@@ -265,14 +265,14 @@ def _versions() -> dict[str, str]:
 
 
 def save_from_pageable_memory(writer: Any = None) -> None:
-    """Have Megatron Core's checkpoint writer copy tensors to ordinary memory; for ROCm, before training starts.
+    """Make Megatron Core's checkpoint writer copy tensors to pageable memory. On ROCm, call it before the training.
 
-    The writer copies to pinned memory and then starts processes that write (`FileSystemWriterAsync.preload_tensors`,
-    `megatron/core/dist_checkpointing/strategies/filesystem_async.py`, core 0.17.1 to 0.19.2). Under HIP a process that
-    is forked from one with pinned memory may crash, as slime found, which replaces the writer for that reason.
+    The writer copies to pinned memory and then forks processes that write (`FileSystemWriterAsync.preload_tensors`,
+    `megatron/core/dist_checkpointing/strategies/filesystem_async.py`, core 0.17.1 to 0.19.2). Under HIP, a process
+    that is forked from one with pinned memory may crash. slime replaces the writer for this reason.
 
     Args:
-        writer: The class; Megatron Core's if not given.
+        writer: The writer's class. Default: Megatron Core's.
     """
     if writer is None:
         from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync as writer
@@ -286,9 +286,9 @@ def save_from_pageable_memory(writer: Any = None) -> None:
 
 def main() -> None:
     """Print what was found."""
-    parser = argparse.ArgumentParser(description="Say what accelerator this machine has.")
-    parser.add_argument("name", nargs="?", help=f"must be this one: {', '.join(PLATFORMS)}")
-    parser.add_argument("--flags", action="store_true", help="print Megatron-LM's flags alone, in one line")
+    parser = argparse.ArgumentParser(description="Print which accelerator this machine has.")
+    parser.add_argument("name", nargs="?", help=f"require this platform: {', '.join(PLATFORMS)}")
+    parser.add_argument("--flags", action="store_true", help="print only Megatron-LM's flags, in one line")
     options = parser.parse_args()
     try:
         host = get(options.name)

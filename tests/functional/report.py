@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came of the rows of the matrix: text, JUnit XML, Markdown, and a page with the loss curves.
+"""Report the results of the matrix as text, JUnit XML, Markdown, and an HTML page with the loss curves.
 
-    python tests/functional/report.py RESULTS.json … --out DIR        # all forms, of one run or of several together
-    python tests/functional/report.py RESULTS.json … --markdown FILE  # the form that is checked in
+    python tests/functional/report.py RESULTS.json … --out DIR        # all formats, for one run or several together
+    python tests/functional/report.py RESULTS.json … --markdown FILE  # the format that is checked in
 
-A row that was left out says why, and is never counted as passed.
+A row that was left out has a reason, and never counts as passed.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from rich.text import Text
 
 Points = list[tuple[int, float]]
 
-# Names of curves with a style of their own in `report.html.jinja`; any other takes one of the styles that are left.
+# Each of these curves has its own style in `report.html.jinja`. Other curves share the remaining styles.
 UNINTERRUPTED, FINE_TUNE, RESUMED = "uninterrupted", "fine-tune", "resumed"
-HUGGING_FACE = "Hugging Face"  # one point: its loss on the first batch
+HUGGING_FACE = "Hugging Face"  # one point: the loss on the first batch
 CURVES = (UNINTERRUPTED, FINE_TUNE, RESUMED)
 STYLES = 6
 
@@ -45,24 +45,24 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one row.
+    """The result of one row.
 
     Attributes:
         name: The row's name.
         platform: "cpu", "cuda" or "rocm".
-        parallelism: As the row says it, such as "TP2 × PP2".
+        parallelism: The row's layout, such as "TP2 × PP2".
         model: The family.
         outcome: How it ended.
-        reason: Why it failed or was left out; the first line alone must make sense.
+        reason: Why it failed or was left out. The first line must make sense alone.
         seconds: Wall time.
         versions: Version by package.
-        command: What runs this row alone.
-        log: Path of its log.
-        curves: Loss (nats a token) by iteration, for each run; see `CURVES`.
-        figures: What else was measured, by name with its unit.
+        command: The command that runs this row alone.
+        log: The path of its log.
+        curves: Loss (nats per token) by iteration, for each run; see `CURVES`.
+        figures: Other measurements, by name with unit.
 
     Raises:
-        ValueError: a row that failed or was left out doesn't say why.
+        ValueError: A row that failed or was left out has no reason.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Result:
         return self.reason.strip().partition("\n")[0]
 
     def printable(self) -> "Result":
-        """Make a copy whose texts every form can hold: no colours of a terminal, no control characters."""
+        """Return a copy whose texts fit every format: no terminal colours, no control characters."""
         texts = {f.name: clean(getattr(self, f.name)) for f in fields(self) if f.type is str}
         return replace(
             self,
@@ -105,7 +105,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff
 
 
 def clean(text: str) -> str:
-    """Drop terminal colours, and put U+FFFD where XML 1.0 or a terminal would stumble over a character."""
+    """Drop terminal colours, and replace characters that XML 1.0 or a terminal can't show with U+FFFD."""
     return _UNPRINTABLE.sub("\ufffd", _COLOUR.sub("", text.replace("\r\n", "\n")))
 
 
@@ -119,22 +119,22 @@ def write(results: Sequence[Result], folder: Path) -> None:
 
 
 def save(results: Sequence[Result], path: Path) -> None:
-    """Keep results, so that several runs can be reported together."""
+    """Save results, so that several runs can be reported together."""
     path.write_text(dumps(results))
 
 
 def load(path: Path) -> list[Result]:
-    """Read what `save` kept."""
+    """Read what `save` wrote."""
     return loads(path.read_text())
 
 
 def dumps(results: Sequence[Result]) -> str:
-    """Make JSON of results."""
+    """Return results as JSON."""
     return json.dumps([asdict(result) for result in results], indent=1)
 
 
 def loads(text: str) -> list[Result]:
-    """Read what `dumps` made."""
+    """Read what `dumps` returned."""
     return [
         Result(**row | {"curves": {name: [(i, loss) for i, loss in points] for name, points in row["curves"].items()}})
         for row in json.loads(text)
@@ -142,7 +142,7 @@ def loads(text: str) -> list[Result]:
 
 
 def succeeded(results: Sequence[Result]) -> bool:
-    """Tell whether some row passed and none failed: where every row was left out nothing was shown."""
+    """Return whether a row passed and none failed. If every row was left out, nothing was shown."""
     outcomes = Counter(result.outcome for result in results)
     return outcomes[Outcome.PASSED] > 0 and outcomes[Outcome.FAILED] == 0
 
@@ -154,32 +154,32 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def common_versions(results: Sequence[Result]) -> dict[str, str]:
-    """Give the versions that are alike in every row that names any; a row that was left out may have run nothing."""
+    """Return the versions that all rows share, except for rows that have no versions."""
     first, *others = [dict(result.versions) for result in results if result.versions] or [{}]
     return {name: version for name, version in first.items() if all(o.get(name) == version for o in others)}
 
 
 def own_versions(result: Result, common: Mapping[str, str]) -> str:
-    """Name the versions that set a row apart."""
+    """Return the versions that differ from the common ones, in one line."""
     return join({name: version for name, version in result.versions.items() if name not in common})
 
 
 def join(versions: Mapping[str, str]) -> str:
-    """Write versions in one line."""
+    """Return versions in one line."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def join_figures(figures: Mapping[str, float]) -> str:
-    """Write figures in one line."""
+    """Return figures in one line."""
     return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
 
 
 COLUMNS = ("row", "platform", "parallelism", "model", "versions", "result", "seconds", "figures", "reason")
-SELDOM = ("versions", "figures", "reason")  # left away where no row has any
+OPTIONAL = ("versions", "figures", "reason")  # columns that are omitted if no row has a value
 
 
 def cells(result: Result, common: Mapping[str, str]) -> tuple[str, ...]:
-    """Give one row's `COLUMNS`; versions only where they differ from those of the other rows."""
+    """Return the cells of one row, in the order of `COLUMNS`; versions only if they differ from the common ones."""
     return (
         result.name,
         result.platform,
@@ -194,10 +194,10 @@ def cells(result: Result, common: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _table(results: Sequence[Result]) -> tuple[list[str], list[list[str]], dict[str, str]]:
-    """Make the columns that say something, the rows, and the versions that all rows share."""
+    """Return the columns that have a value, the rows, and the versions that all rows share."""
     common = common_versions(results)
     rows = [cells(result, common) for result in results]
-    kept = [i for i, name in enumerate(COLUMNS) if name not in SELDOM or any(row[i] for row in rows)]
+    kept = [i for i, name in enumerate(COLUMNS) if name not in OPTIONAL or any(row[i] for row in rows)]
     return [COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows], common
 
 
@@ -205,7 +205,7 @@ _RICH = {"passed": "green", "failed": "bold red", "left out": "dim"}
 
 
 def show(results: Sequence[Result], console: Console) -> None:
-    """Print the table, what failed with the command that runs it alone, and the count."""
+    """Print the table, each failure with the command that runs it alone, and the counts."""
     results = [result.printable() for result in results]
     columns, rows, common = _table(results)
     table = Table(title="Functional matrix", title_justify="left")
@@ -230,7 +230,7 @@ def write_text(results: Sequence[Result], path: Path) -> None:
 
 
 def write_junit(results: Sequence[Result], path: Path) -> None:
-    """Write JUnit XML: a suite a platform, versions as the suite's properties; a row that was left out is skipped."""
+    """Write JUnit XML: one suite per platform, with versions as properties. Rows that were left out are skipped."""
     document = JUnitXml("functional")
     results = [result.printable() for result in results]
     for platform in dict.fromkeys(result.platform for result in results):
@@ -258,18 +258,18 @@ def _junit_case(result: Result, versions: str) -> TestCase:
 
 
 def markdown(results: Sequence[Result], when: datetime, command: str) -> str:
-    """Write the form that is checked in: date, versions, table and reasons, but no log's path.
+    """Return the format that is checked in: date, versions, table, and reasons, without paths of logs.
 
     Args:
         results: The rows.
         when: When they ran.
-        command: What ran them.
+        command: The command that ran them.
     """
     results = [result.printable() for result in results]
     columns, rows, common = _table(results)
     where = " and ".join(dict.fromkeys(result.platform for result in results))
     lines = [
-        f"# The functional matrix on {escape(where)}",
+        f"# Functional matrix: {escape(where)}",
         "",
         f"`{command}`, {when:%-d %B %Y}: {summary(results)}.",
         "",
@@ -286,13 +286,13 @@ def line(row: Any) -> str:
 
 
 def escape(text: str) -> str:
-    """Keep Markdown and HTML from taking a text for markup."""
+    """Escape a text, so that Markdown and HTML show it as it is."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
 
 def write_html(results: Sequence[Result], path: Path) -> None:
-    """Write the page: table, failures, and for each row its loss curves over each other. It needs no network."""
+    """Write the HTML page: table, failures, and one chart of the loss curves per row. It needs no network."""
     shown = [result.printable() for result in results]
     styles = curve_styles(shown)
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
@@ -317,7 +317,7 @@ def write_html(results: Sequence[Result], path: Path) -> None:
 
 
 def _relative(log: str, folder: Path) -> str | None:
-    """Give the address of a log that lies beside the report, so that it works wherever both are copied to."""
+    """Return the relative address of a log below the report's folder, which survives a copy of both, or None."""
     try:
         return Path(log).absolute().relative_to(folder.absolute()).as_posix() if log else None
     except ValueError:
@@ -325,7 +325,7 @@ def _relative(log: str, folder: Path) -> str | None:
 
 
 def curve_styles(results: Sequence[Result]) -> dict[str, int]:
-    """Number the curves' styles: a name looks the same in every chart."""
+    """Return the number of each curve's style, so that a name looks the same in every chart."""
     others = {name for result in results for name in result.curves} - {*CURVES, HUGGING_FACE}
     names = [*CURVES, *sorted(others)]
     left = STYLES - len(CURVES)
@@ -335,7 +335,7 @@ def curve_styles(results: Sequence[Result]) -> dict[str, int]:
 
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 58, 12, 12, 42
-MARKERS = 24  # more on a curve would hide it
+MARKERS = 24  # more would hide the curve
 
 
 @dataclass(frozen=True)
@@ -345,10 +345,10 @@ class Series:
     Attributes:
         name: The run.
         style: Number of the style.
-        lines: Polylines as SVG writes them; a loss that is not finite breaks the curve.
-        markers: x, y (pixels), iteration and loss of the points with a marker.
-        points: All points, as they were given.
-        difference: The largest distance from the uninterrupted run at an iteration that both have.
+        lines: Polylines in SVG syntax. A loss that is not finite breaks the curve.
+        markers: x, y (pixels), iteration, and loss of the points with a marker.
+        points: All points, unchanged.
+        difference: The largest difference from the uninterrupted run at an iteration that both have.
     """
 
     name: str
@@ -361,7 +361,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """The curves of a row, and the positions and texts of their axes' ticks."""
+    """The curves of a row, and the positions and texts of the ticks."""
 
     series: list[Series]
     x_ticks: list[tuple[float, str]]
@@ -372,7 +372,7 @@ class Chart:
 
 
 def chart(curves: Mapping[str, Points], styles: Mapping[str, int]) -> Chart | None:
-    """Lay out the curves of a row, or give None where there is no finite loss to draw."""
+    """Return the chart of a row's curves, or None if no loss is finite."""
     finite = [point for points in curves.values() for point in points if math.isfinite(point[1])]
     if not finite:
         return None
@@ -415,13 +415,13 @@ def _polylines(points: Points, x: Any, y: Any) -> list[str]:
 
 
 def largest_difference(points: Points, reference: Mapping[int, float]) -> float | None:
-    """Give the largest distance between two curves where both have a point; None where they share none."""
+    """Return the largest difference between two curves at the iterations that both have, or None without any."""
     distances = [abs(loss - reference[i]) for i, loss in points if i in reference]
     return max(distances, key=lambda d: math.inf if math.isnan(d) else d) if distances else None
 
 
 def ticks(low: float, high: float, *, whole: bool = False, about: int = 6) -> list[float]:
-    """Choose round numbers that enclose a range, two or more, 1, 2 or 5 times a power of ten apart."""
+    """Return two or more round numbers that enclose a range, in steps of 1, 2, or 5 times a power of ten."""
     span = max(high - low, abs(high) * 1e-6, 1.0 if whole else 1e-6)
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= about)
@@ -432,19 +432,19 @@ def ticks(low: float, high: float, *, whole: bool = False, about: int = 6) -> li
 
 
 def main() -> None:
-    """Report results that were kept."""
-    parser = argparse.ArgumentParser(description="Report the rows of one or more runs together.")
+    """Report saved results."""
+    parser = argparse.ArgumentParser(description="Report the results of one or more runs together.")
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write every form here")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the form that is checked in")
-    parser.add_argument("--command", default="nox -s functional", help="what the Markdown says that was run")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write all formats to DIR")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the format that is checked in")
+    parser.add_argument("--command", default="nox -s functional", help="the command for the Markdown")
     options = parser.parse_args()
     results = [result for path in options.results for result in load(path)]
     show(results, Console(highlight=False))
     if options.out:
         write(results, options.out)
     if options.markdown:
-        # The day on which the rows ran, not the day on which somebody wrote about them.
+        # The day on which the rows ran, not today.
         when = datetime.fromtimestamp(max(path.stat().st_mtime for path in options.results), UTC)
         options.markdown.write_text(markdown(results, when, options.command), encoding="utf-8")
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a run, each a process of its own with its log: a failure names the step, the command and the log.
+"""The steps of a run. Each is a process with its own log, and a failure names the step, the command, and the log.
 
-A step that trains is Megatron-LM's loop (`train.py`) with flags from here; conversion is called where it is needed, as
-a user would.
+A training step runs Megatron-LM's loop (`train.py`) with the flags below. Conversions are called directly, as a user
+would call them.
 """
 
 import functools
@@ -30,8 +30,7 @@ TRACKER = (
 )
 TIME_LIMIT_S = 600
 
-# What is trained on, and how, whatever the platform. Conversations are drawn in order, so that every run sees the
-# same.
+# The training flags of every platform. Conversations are drawn in order, so that every run sees the same ones.
 TRAINING_FLAGS = (
     "--seq-length=128",
     "--micro-batch-size=2",
@@ -40,7 +39,7 @@ TRAINING_FLAGS = (
     "--lr-decay-style=constant",
     "--weight-decay=0",
     "--seed=1234",
-    # The mean over all tokens of a batch, however ranks and micro-batches cut it: all layouts then train alike.
+    # The loss is the mean over all tokens of a batch, however ranks and micro-batches cut it: all layouts train alike.
     "--calculate-per-token-loss",
     "--num-workers=0",
     "--log-interval=1",
@@ -50,47 +49,49 @@ TRAINING_FLAGS = (
     "--tokenizer-type=HuggingFaceTokenizer",
 )
 
-PLATFORM_VARIABLE = "FUNCTIONAL_PLATFORM"  # "cpu", "cuda" or "rocm"; without it, what is found
-MEGATRON_LM_VARIABLE = "FUNCTIONAL_MEGATRON_LM"  # a checkout of Megatron-LM whose pretrain_gpt.py trains
+PLATFORM_VARIABLE = "FUNCTIONAL_PLATFORM"  # "cpu", "cuda", or "rocm"; default: the platform that is found
+MEGATRON_LM_VARIABLE = "FUNCTIONAL_MEGATRON_LM"  # a checkout of Megatron-LM; its pretrain_gpt.py trains
 
 
 @functools.cache
 def host() -> platforms.Host:
-    """Look, once, at what every step of this process runs on.
+    """Return the host that every step of this process runs on, and inspect it only once.
 
     Raises:
-        PlatformError: the platform that `FUNCTIONAL_PLATFORM` names is not here.
+        PlatformError: This host doesn't have the platform that `FUNCTIONAL_PLATFORM` names.
     """
     return platforms.get(os.environ.get(PLATFORM_VARIABLE))
 
 
 def megatron_lm() -> Path | None:
-    """Give the checkout of Megatron-LM that trains in place of the wheel's `megatron.training`, if one was given."""
+    """Return the checkout of Megatron-LM that trains instead of the wheel's `megatron.training`, if there is one."""
     given = os.environ.get(MEGATRON_LM_VARIABLE)
     return Path(given) if given else None
 
 
 def whole_checkout() -> list[str]:
-    """Give the flag of `train.py` that trains with that checkout's own script, if one was given."""
+    """Return the flag of `train.py` that trains with the checkout's own script, if there is a checkout."""
     return [f"--megatron-lm={megatron_lm()}"] if megatron_lm() else []
 
 
 def packages_of_checkout() -> list[str]:
-    """Give the flag of `train.py` that takes its packages alone: with `finetune.py` all versions see the same batches.
+    """Return the flag of `train.py` that uses the checkout's packages but not its script, if there is a checkout.
 
-    And an older `pretrain_gpt.py --sft` may not read the tokenizers of the transformers that is installed.
+    With `finetune.py` all versions see the same batches. An older `pretrain_gpt.py --sft` may not read tokenizers with
+    the installed transformers.
     """
     return [f"--packages-of={megatron_lm()}"] if megatron_lm() else []
 
 
 def sft_flags() -> list[str]:
-    """Give the flags that train on packed conversations.
+    """Return the flags that train on packed conversations.
 
-    `pretrain_gpt.py` has to use Megatron-LM's own `SFTTokenizer`, which finds the assistant's tokens in two templates
-    of NVIDIA's only and else puts the loss on all (`megatron/core/tokenizers/text/libraries/sft_tokenizer.py`, core
-    0.19); `tokenizer.py` makes the tokens that the one here needs.
+    `pretrain_gpt.py` must use Megatron-LM's own `SFTTokenizer`. It recognizes the assistant's tokens in two of
+    NVIDIA's templates only, and otherwise puts the loss on all tokens
+    (`megatron/core/tokenizers/text/libraries/sft_tokenizer.py`, core 0.19). `tokenizer.py` makes the tokens for one of
+    the two.
     """
-    # Packed samples of a micro-batch lie one behind the other, and the next pipeline stage expects them side by side
+    # Packed samples of a micro-batch are concatenated, but the next pipeline stage expects a batch dimension
     # (`megatron/core/utils.py`, `flatten_batch_for_packed_sequences`, core 0.19).
     flags = ["--sft", "--micro-batch-size=1"]
     if not megatron_lm():
@@ -104,7 +105,7 @@ def sft_flags() -> list[str]:
 
 
 class StepFailed(Exception):
-    """A step ended with an error, or took too long; `log` is the path of its log."""
+    """A step ended with an error or took too long; `log` is the path of its log."""
 
     def __init__(self, message: str, log: Path) -> None:
         super().__init__(message)
@@ -116,9 +117,9 @@ class Step:
     """One process, or one group of ranks.
 
     Attributes:
-        name: What this step is for, in a word or two.
+        name: The purpose of this step, in a word or two.
         command: Program and arguments.
-        log: Where everything that it prints is kept.
+        log: The file for everything that it prints.
     """
 
     name: str
@@ -133,8 +134,8 @@ class Step:
             limit_s: Seconds until the step is stopped.
 
         Raises:
-            StepFailed: the exit code is not 0, or the time is over; says which step, the last error in its log, the
-                command that runs it alone, and the path of the log.
+            StepFailed: The exit code is not 0, or the time is over. The message has the step, the last error in its
+                log, the command that runs it alone, and the path of the log.
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
@@ -168,7 +169,7 @@ class Step:
 
     @property
     def shown(self) -> str:
-        """The command with the variables that it needs, for a shell."""
+        """The command and its variables, for a shell."""
         return shlex.join(["env", *(f"{name}={value}" for name, value in settings().items()), *self.command])
 
     def _message(self, what: str) -> str:
@@ -176,8 +177,7 @@ class Step:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    # The group and not the process: torchrun's workers and the checkpoint writer's processes outlive their parent
-    # otherwise.
+    # Kill the group: otherwise torchrun's workers and the checkpoint writer's processes outlive their parent.
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -185,17 +185,17 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def last_error(log: Path) -> str:
-    """Give the last line of a log that ends a traceback, without its rank prefix."""
+    """Return the last error of a traceback in a log, without the rank prefix."""
     errors = re.findall(
         r"^(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failed)\b.*)$", log.read_text(), re.M
     )
-    # torchrun adds its own, which says no more than that a rank failed.
+    # torchrun adds its own error, which says only that a rank failed.
     telling = [error for error in errors if "ChildFailedError" not in error]
     return telling[-1] if telling else "no exception in its log"
 
 
 def settings() -> dict[str, str]:
-    """Give the variables that a step has of its own: one thread a rank, no model hub, warnings off."""
+    """Return the environment variables of a step: one thread per rank, no model hub, no warnings."""
     defaults = {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -210,18 +210,18 @@ def settings() -> dict[str, str]:
     }
 
 
-# Without bytecode, which container images like to switch off, every process spends seven seconds compiling torch's and
-# transformers' modules anew. Where this process has converted on a GPU, Bridge has left its rendezvous in the rest.
+# Container images often switch bytecode off. Then every process spends seven seconds compiling the modules of torch
+# and transformers again. The others are the rendezvous that Bridge left if this process has converted on a GPU.
 FORGOTTEN = ("PYTHONDONTWRITEBYTECODE", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 def environment() -> dict[str, str]:
-    """Make the environment of a step: this process's without `FORGOTTEN`, and with `settings`."""
+    """Return the environment of a step: that of this process, without `FORGOTTEN` and with `settings`."""
     return {name: value for name, value in os.environ.items() if name not in FORGOTTEN} | settings()
 
 
 def launch(script: Path, ranks: int = 1) -> list[str]:
-    """Make the start of the command for a script on a number of ranks."""
+    """Return the beginning of the command that runs a script on a number of ranks."""
     if ranks > 1:
         return [
             sys.executable,
@@ -231,8 +231,8 @@ def launch(script: Path, ranks: int = 1) -> list[str]:
             f"--nproc-per-node={ranks}",
             str(script),
         ]
-    # One rank needs no launcher, which takes as long to start as the rank; it needs the launcher's variables. With
-    # port 0 the store takes a free one when it is made; one that is chosen here may be taken until the rank is up.
+    # One rank needs the launcher's variables but no launcher, which would double the start-up time. With port 0 the
+    # store takes a free port when it starts; another process could take a port that is chosen here.
     variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
     return ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, str(script)]
 
@@ -246,16 +246,16 @@ class Chats:
     tokenizer: Path | str
 
     def flags(self, cache: Path) -> list[str]:
-        """Give them to Megatron-LM."""
+        """Return the flags that pass them to Megatron-LM."""
         paths = [f"--train-data-path={self.train}", f"--valid-data-path={self.valid}"]
         return [*paths, f"--data-cache-path={cache}", f"--tokenizer-model={self.tokenizer}"]
 
     def said_by_others(self, batches: Sequence[dict[str, torch.Tensor]]) -> list[str]:
-        """Give the texts that carry loss in batches of training and are not the assistant's in any conversation.
+        """Return the texts that carry loss in training batches and that the assistant says in no conversation.
 
         Args:
-            batches: From `Training.batches`, a row for each conversation. One that was cut off at the end of its
-                sequence has the beginning of what the assistant says in it; if all have, none is the assistant's.
+            batches: From `Training.batches`, a row for each conversation. A conversation may be truncated at the end
+                of its sequence, so the beginning of an answer counts too, unless no batch has a whole answer.
         """
         from transformers import AutoTokenizer
 
@@ -272,12 +272,12 @@ class Chats:
 
 
 def _without_spaces(text: str) -> str:
-    # Templates put different ones between turns.
+    # Templates put different spaces between turns.
     return "".join(text.split())
 
 
 class Training:
-    """What Megatron-LM's loop did in one step: losses, batches and log, read from the folder that it recorded to."""
+    """The losses, batches, and log of one training step, read from its folder."""
 
     def __init__(self, folder: Path, checkpoint: Path) -> None:
         self.folder = folder
@@ -289,7 +289,7 @@ class Training:
         return {record["iteration"]: record["loss"] for record in self._records(split)}
 
     def times(self, split: str = "train") -> dict[int, float]:
-        """Read when each iteration was done, in seconds since the epoch."""
+        """Read when each iteration ended, in seconds since the epoch."""
         return {record["iteration"]: record["time"] for record in self._records(split)}
 
     def _records(self, split: str) -> list[dict[str, Any]]:
@@ -297,7 +297,7 @@ class Training:
         return [record for record in map(json.loads, lines) if record["split"] == split]
 
     def batches(self, iteration: int, split: str = "train") -> list[dict[str, torch.Tensor]]:
-        """Load every micro-batch of one iteration, from all data-parallel ranks."""
+        """Load every micro-batch of one iteration, from all data parallel ranks."""
         paths = sorted((self.folder / "batches").glob(f"{split}-{iteration:06d}-*.pt"))
         return [torch.load(path, weights_only=True) for path in paths]
 
@@ -319,16 +319,16 @@ def train(
     """Train with Megatron-LM from a checkpoint.
 
     Args:
-        name: What this step is for.
-        folder: Where log, losses and batches go.
-        chats: What it trains on.
-        load: Root of the checkpoint to start or go on from; None if `flags` name it in another way.
+        name: The purpose of this step.
+        folder: The folder for log, losses, and batches.
+        chats: The training data.
+        load: The root of the checkpoint to start or resume from; None if `flags` name it in another way.
         iterations: The iteration to train up to, counted from the beginning of fine-tuning.
-        save: Root to save to at the end; `folder / "checkpoint"` if not given.
-        megatron_lm: Which Megatron-LM trains: flags of `train.py`, `whole_checkout()` if not given.
-        flags: More of Megatron-LM's flags; they go after, and so before, the ones from here.
-        ranks: Number of ranks.
-        limit_s: Seconds until it is stopped.
+        save: The root to save to at the end. Default: `folder / "checkpoint"`.
+        megatron_lm: Flags of `train.py` that choose the Megatron-LM. Default: `whole_checkout()`.
+        flags: More flags of Megatron-LM. They come last, so they override those from here.
+        ranks: The number of ranks.
+        limit_s: Seconds until the step is stopped.
         on_line: Called with each line as it is printed.
 
     Raises:
@@ -352,12 +352,12 @@ def train(
 
 
 def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True, in_float32: bool = False) -> list[str]:
-    """Ask Bridge which of Megatron-LM's flags describe a checkpoint's model.
+    """Return the flags of Megatron-LM that describe a checkpoint's model, according to Bridge.
 
     Args:
-        checkpoint: Root of a checkpoint with Megatron-LM args.
-        use_checkpoint_args: Only what Megatron-LM doesn't read from there. False gives the whole command line.
-        in_float32: Leave out the precision: Megatron-LM computes in float32 whatever the weights are stored in.
+        checkpoint: The root of a checkpoint with Megatron-LM's args.
+        use_checkpoint_args: Return only flags that Megatron-LM doesn't read from the args. Otherwise return all.
+        in_float32: Leave out the precision, so that Megatron-LM computes in float32 with weights of any dtype.
     """
     from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_flags, read_megatron_lm_args
 
@@ -366,23 +366,23 @@ def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True, in_float3
 
 
 def tracker(root: Path) -> str:
-    """Read what a checkpoint's tracker says."""
+    """Read the tracker of a checkpoint."""
     return (root / TRACKER).read_text()
 
 
 def payloads(root: Path) -> list[str]:
-    """Name the folders in the root of a checkpoint."""
+    """Return the names of the folders in the root of a checkpoint."""
     return sorted(path.name for path in root.iterdir() if path.is_dir())
 
 
 def model_tensors(payload: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read the weights in a payload with PyTorch's own reader, one after the other.
+    """Read the weights of a payload with PyTorch's own reader, one after the other.
 
     Args:
         payload: A `release` or `iter_N` folder in PyTorch's distributed format.
 
     Yields:
-        Name and tensor of each weight; not what optimizer and RNG keep.
+        The name and tensor of each weight, without the state of optimizer and RNG.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata

@@ -69,4 +69,4 @@ def test_a_resume_without_the_optimizer_s_state_is_noticed(runner: matrix.Runner
     aside.logs = tmp_path
     result = aside.run(only_row(flags=("--no-load-optim",)))
     assert result.outcome is Outcome.FAILED
-    assert "failed at stage “resume with 1 rank”: resumed, and the uninterrupted run: apart by" in result.headline
+    assert "failed at stage “resume with 1 rank”: losses after the resume: differ by" in result.headline

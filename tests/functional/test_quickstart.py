@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quickstart goes the whole way, and answers what a user may give it with one line."""
+"""The quickstart goes all the way, and answers wrong input with an error in one line."""
 
 import re
 import sys
@@ -50,9 +50,9 @@ def no_template(folder: Path) -> list[str | Path]:
 @pytest.mark.parametrize(
     ("prepare", "expected"),
     [
-        (foreign_folder, "holds thesis.txt, which no quickstart made; give an empty or new folder with --out"),
-        (file_as_folder, "is a file; give a folder with --out"),
-        (unknown_model, "is neither a folder here nor a model on the hub that can be fetched"),
+        (foreign_folder, "holds thesis.txt, which no quickstart made; pass an empty or new folder with --out"),
+        (file_as_folder, "is a file; pass a folder with --out"),
+        (unknown_model, "is not a folder here, and can't be downloaded from the hub"),
         (no_template, "has no chat template"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

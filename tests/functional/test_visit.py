@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A visit on the CPU: the first two of its rows, from what is carried along to the report."""
+"""A visit on the CPU runs its first two rows, from the carried release checkpoints to the report."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ def test_first_two_rows(tmp_path: Path) -> None:
     assert {"fine-tune", "resumed", "uninterrupted", "Hugging Face"} == set(trained["curves"])
     # It computes, with local layers; that is never a pass.
     assert (at_the_gate["name"], at_the_gate["outcome"]) == ("gate-llama-3", "left out")
-    assert at_the_gate["reason"] == "rehearsed with Megatron Core's local layers, and passed; needs Transformer Engine"
-    assert at_the_gate["figures"]["logits apart, float32"] < 1e-5
+    assert at_the_gate["reason"] == "rehearsed with Megatron Core's local layers; the gate needs Transformer Engine"
+    assert at_the_gate["figures"]["logit difference, float32"] < 1e-5
     assert "1 passed, 0 failed, 1 left out" in (out / "report.txt").read_text()
     assert "llama-3-1-rank-local" in (out / "report.html").read_text()

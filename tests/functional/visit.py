@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short visit to a machine with a GPU: rows in the order of their worth, within a time budget.
+"""A short visit to a machine with a GPU: run the most telling rows first, within a time budget.
 
-    python tests/functional/visit.py --minutes 10                     # what this machine has; results in out/visit
-    python tests/functional/visit.py --platform cpu                   # the same, rehearsed on the CPU
-    python tests/functional/visit.py --row NAME --row NAME            # these rows again
-    python tests/functional/visit.py --markdown out/visit             # the section for docs/gpu-results.md
+    python tests/functional/visit.py --minutes 10                     # use what this machine has; results in out/visit
+    python tests/functional/visit.py --platform cpu                   # rehearse the visit on the CPU
+    python tests/functional/visit.py --row NAME --row NAME            # run only these rows
+    python tests/functional/visit.py --markdown out/visit             # print the section for docs/gpu-results.md
 
-`plan` has the order. Rows run in a process of their own, which is started again where it ends; this one keeps the
-time, and writes each result when it has it: a line of results.jsonl, then the report. It can be stopped at any time:
-SIGTERM, SIGINT and SIGHUP end the row that runs, and the report says which rows were not reached.
+`plan` defines the order. Rows run in a separate process, which is restarted when it ends. This process keeps the time.
+It writes each result at once: a line of results.jsonl, then the report. You can stop it at any time: SIGTERM, SIGINT,
+and SIGHUP end the current row, and the report names the rows that were not reached.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from report import FINE_TUNE, HUGGING_FACE, RESUMED, UNINTERRUPTED, Outcome, Res
 
 RESULTS = "results.jsonl"
 START_S = 120  # imports from a cold disk
-GRACE_S = 20  # between the end of a row's time, or a signal, and the end of the process that runs it
-# What a device answers to everything once it has failed; another process gets a working one.
+GRACE_S = 20  # from the end of a row's time, or a signal, until its process is killed
+# A device that has failed answers every later call like this. A new process gets a working device.
 POISONED = re.compile("CUDA error|HIP error|AcceleratorError|device-side assert")
 
 
@@ -47,14 +47,14 @@ class Item:
     """A row on the plan.
 
     Attributes:
-        part: Of the plan, from 1.
+        part: The part of the plan, from 1.
         name: The row's name.
-        kind: Rows of a kind take about the same time.
-        typical_s: Seconds that such a row takes, as far as nobody has measured it here.
-        limit_s: Seconds that it may take.
+        kind: Rows of one kind take about the same time.
+        typical_s: Seconds that such a row takes, until one has been measured here.
+        limit_s: The most seconds that it may take.
         model: For the report.
         parallelism: For the report.
-        left_out: Why it need not run here, if so.
+        left_out: The reason to leave it out here, if there is one.
     """
 
     part: int
@@ -68,16 +68,16 @@ class Item:
 
 
 class Visit:
-    """Goes through a plan while there is time.
+    """Runs the rows of a plan until the time is over.
 
     Args:
         items: The plan.
-        ask: Runs a row within so many seconds. What goes wrong is in the result, and nothing is raised.
-        record: Takes each result at once.
+        ask: Runs a row within this many seconds. It reports errors in the result and raises nothing.
+        record: Called with each result at once.
         platform: For the report.
         seconds: The budget.
-        signals: The names of signals that have arrived; none runs after the first.
-        clock: Tells the time in seconds.
+        signals: The names of the signals that have arrived. No row starts after the first.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -100,40 +100,40 @@ class Visit:
         self.took: dict[str, float] = {}
 
     def go(self) -> None:
-        """Run each row, or say why it doesn't."""
+        """Run each row, or record why it doesn't run."""
         for item in self.items:
             self.record(item, self.result(item))
 
     def result(self, item: Item) -> Result:
-        """Run a row if there is reason and time to."""
+        """Run a row, unless there is a reason to leave it out or too little time."""
         left, needed = self.deadline - self.clock(), self.took.get(item.kind, item.typical_s)
         if self.signals:
             return self.left_out(item, f"not reached: stopped by {self.signals[0]}")
         if item.left_out:
             return self.left_out(item, item.left_out)
         if left < needed:
-            return self.left_out(item, f"{max(left, 0):.0f} s were left, and it takes about {needed:.0f} s")
+            return self.left_out(item, f"takes about {needed:.0f} s, and {max(left, 0):.0f} s were left")
         started = self.clock()
         result = self.ask(item, min(item.limit_s, left))
         if result.outcome is Outcome.PASSED or result.figures:
             self.took[item.kind] = self.clock() - started
-        # What a row meets when it is cut off is nothing that it did.
-        cut = f"stopped by {self.signals[0]}" if self.signals else "the visit's time was over"
+        # An error is not the row's fault if the row was cut off.
+        cut = f"stopped by {self.signals[0]}" if self.signals else "the time of the visit was over"
         if result.outcome is Outcome.FAILED and (self.signals or self.clock() >= self.deadline):
             result = replace(result, outcome=Outcome.LEFT_OUT, reason=f"{cut}: {result.reason}")
         return result
 
     def left_out(self, item: Item, reason: str) -> Result:
-        """Say why a row doesn't run."""
+        """Return the result of a row that doesn't run."""
         return Result(item.name, self.platform, item.parallelism, item.model, Outcome.LEFT_OUT, reason)
 
 
 class Writer:
-    """Keeps results: each is on the disk before the next row starts.
+    """Saves results, each before the next row starts.
 
     Args:
-        folder: Where they go. An earlier visit's stay in front of this one's.
-        about: What the machine is, and what was asked for.
+        folder: The folder of the results. Results of earlier visits stay, before those of this visit.
+        about: The machine, and what was asked for.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
@@ -143,7 +143,7 @@ class Writer:
         self.append({"visit": about, "at": now()})
 
     def record(self, item: Item, result: Result) -> None:
-        """Keep a result: its line first, then the report."""
+        """Save a result: its line first, then the report."""
         self.append({"part": item.part, "result": asdict(result), "at": now()})
         self.results.append(result)
         report.write(self.results, self.folder)
@@ -157,16 +157,16 @@ class Writer:
 
 
 def now() -> str:
-    """Give the time, as results.jsonl has it."""
+    """Return the time in the format of results.jsonl."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Worker:
-    """The process that runs rows, and its successors: what ends it costs one row.
+    """The process that runs rows. If it ends, one row is lost, and a new process takes over.
 
     Args:
-        command: What starts it. It says what it is in its first line, and answers each line with one.
-        log: Where what packages print goes.
+        command: The command that starts it. Its first line describes it, and it answers each line with one line.
+        log: The log of everything that packages print.
     """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
@@ -177,11 +177,11 @@ class Worker:
         self._read = b""
 
     def start(self) -> dict[str, Any] | None:
-        """Start it, and give what it says about itself; None if it says nothing."""
+        """Start it and return how it describes itself, or None if it says nothing."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._read = b""
         with self.log.open("ab") as errors:
-            # A session of its own: a terminal's ^C is for this process, which passes it on.
+            # In its own session, a terminal's ^C reaches only this process, which passes it on.
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,
@@ -192,7 +192,7 @@ class Worker:
         return self._line(START_S)
 
     def ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
-        """Give the answer to a question; None if the process ended before it gave one, or took too long."""
+        """Return the answer to a question, or None if the process ended without one or took too long."""
         if self.process is None and self.start() is None:
             return None
         try:
@@ -204,14 +204,14 @@ class Worker:
         return self._line(seconds)
 
     def stop(self) -> None:
-        """Have the row that runs end soon."""
+        """Ask the process to end the current row soon."""
         self.until = time.monotonic() + GRACE_S
         if self.process:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """End the process and all that it has started."""
+        """End the process and everything that it has started."""
         if self.process is None:
             return
         for each in [*descendants(self.process.pid), self.process.pid]:
@@ -219,7 +219,7 @@ class Worker:
                 os.kill(each, signal.SIGKILL)
         self.process.wait()
         self.process.stdout.close()
-        with contextlib.suppress(OSError):  # of a question that it never took
+        with contextlib.suppress(OSError):  # for a question that it never read
             self.process.stdin.close()
         self.process = None
 
@@ -238,7 +238,7 @@ class Worker:
 
 
 def descendants(pid: int) -> list[int]:
-    """Give the processes that a process has started, and those that these have, from /proc."""
+    """Return all descendants of a process, from /proc."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -250,11 +250,11 @@ def descendants(pid: int) -> list[int]:
 
 
 def ask_worker(worker: Worker, platform: str, item: Item, seconds: float) -> Result:
-    """Have the worker run a row, and start another one where it can't be trusted any more."""
+    """Let the worker run a row. If its device has failed, end it, so that the next row gets a new one."""
     started = time.monotonic()
     answer = worker.ask({"row": item.name, "limit_s": seconds}, seconds + GRACE_S)
     if answer is None:
-        what = "the process that ran it ended, or took too long and was ended"
+        what = "the process that ran it ended, or took too long and was killed"
         took = time.monotonic() - started
         return Result(
             item.name, platform, item.parallelism, item.model, Outcome.FAILED, what, took, log=str(worker.log)
@@ -269,18 +269,18 @@ def ask_worker(worker: Worker, platform: str, item: Item, seconds: float) -> Res
 
 
 def plan(runner: Any, carried: Path | None, size: str | None) -> Iterator[tuple[int, Any, str]]:
-    """Give the rows in the order of their worth, with the part of the plan, and why one need not run.
+    """Yield the rows, the most telling first, each with its part of the plan and the reason to leave it out, if any.
 
     Args:
-        runner: The matrix's.
-        carried: Releases that were written without Transformer Engine; None for where `gate.py` writes them.
-        size: Of the model that is converted.
+        runner: The runner of the matrix.
+        carried: The folder of the gate's release checkpoints. Default: where `gate.py` writes them.
+        size: The size of the model that is converted.
     """
     import conversion
     import gate
     import matrix
 
-    # The report of the first row says whether anything works here, so it needs least.
+    # The first row shows whether anything works here, so it needs the least.
     one_rank = [replace(row, other=None) for row in matrix.ROWS if row.layout.ranks == 1]
     packed = [row for row in one_rank if row.packed]
     size = size or (conversion.SMALL if runner.host.platform.name == "cpu" else "8b")
@@ -301,7 +301,7 @@ def plan(runner: Any, carried: Path | None, size: str | None) -> Iterator[tuple[
 
 
 def alike_here(runner: Any, row: Any) -> Any:
-    """Give what rows share that do the same on this host, though another one would tell them apart."""
+    """Return a key that is equal for rows that do the same on this host."""
     if not hasattr(row, "layout"):
         return row.name
     kind = (runner.packed(row), runner.local(row), row.primus)
@@ -309,9 +309,9 @@ def alike_here(runner: Any, row: Any) -> Any:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Run the rows that are asked for on stdin, and answer with their results."""
+    """Run the rows that stdin asks for, and answer with their results."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what packages print shall not stand between the answers
+    os.dup2(2, 1)  # keep what packages print out of the answers
 
     def answer(value: Any) -> None:
         answers.write(json.dumps(value) + "\n")
@@ -358,7 +358,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def machine(host: Any) -> dict[str, Any]:
-    """Say what this machine is."""
+    """Describe this machine."""
     return {
         "platform": host.platform.name,
         "device": host.device,
@@ -373,7 +373,7 @@ def machine(host: Any) -> dict[str, Any]:
 
 
 def driver() -> str:
-    """Give the version of the GPU's driver, as far as somebody here knows it."""
+    """Return the version of the GPU's driver, or an empty string if it can't be found."""
     if program := shutil.which("nvidia-smi"):
         command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip().partition("\n")[0]
@@ -389,13 +389,13 @@ COLUMNS = (
     "seconds",
     "first loss: Megatron-LM, Hugging Face",
     "last loss",
-    "resumed against uninterrupted, largest difference",
-    "measured, or why not",
+    "largest difference from the uninterrupted run",
+    "figures, or the reason",
 )
 
 
 def markdown(folder: Path) -> str:
-    """Write what docs/gpu-results.md takes: for each visit in a folder a heading, what the machine is, its rows."""
+    """Return the sections for docs/gpu-results.md: one for each visit in a folder, with the machine and the rows."""
     visits: list[list[dict[str, Any]]] = []
     for line in map(json.loads, (folder / RESULTS).read_text().splitlines()):
         if "visit" in line:
@@ -405,10 +405,10 @@ def markdown(folder: Path) -> str:
 
 
 def section(line: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> str:
-    """Write one visit.
+    """Return the section of one visit.
 
     Args:
-        line: Its first line.
+        line: Its first line in results.jsonl.
         own: The lines of its results.
     """
     about, found = line["visit"], line["visit"]["machine"]
@@ -438,7 +438,7 @@ def section(line: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """Give one row's `COLUMNS`."""
+    """Return the cells of one row, in the order of `COLUMNS`."""
     curves = result.curves
     first = [f"{curves[name][0][1]:.4f}" for name in (FINE_TUNE, HUGGING_FACE) if curves.get(name)]
     resumed = curves.get(RESUMED, [])
@@ -459,18 +459,20 @@ def cells(result: Result) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Visit, run rows for a visit, or print one."""
+    """Make a visit, run rows for one, or print one."""
     parser = argparse.ArgumentParser(description="Run the functional matrix on this machine within a time budget.")
-    parser.add_argument("--minutes", type=float, default=10, help="the budget (%(default)s)")
-    parser.add_argument("--platform", choices=("cpu", "cuda", "rocm"), help="fail unless this is here; default: found")
-    parser.add_argument("--carried", type=Path, metavar="DIR", help="what `gate.py write` wrote (dist/carried)")
-    parser.add_argument("--row", action="append", metavar="NAME", help="this row; can be repeated; default: the plan")
+    parser.add_argument("--minutes", type=float, default=10, help="the time budget; default: %(default)s")
+    parser.add_argument("--platform", choices=("cpu", "cuda", "rocm"), help="default: the one that is found")
+    parser.add_argument(
+        "--carried", type=Path, metavar="DIR", help="what `gate.py write` wrote; default: dist/carried"
+    )
+    parser.add_argument("--row", action="append", metavar="NAME", help="run only this row; can be repeated")
     sizes = ("small", "1b", "3b", "8b")
-    parser.add_argument("--size", choices=sizes, help="of the converted model; default: 8b, and small on a CPU")
-    parser.add_argument("--out", type=Path, default=Path("out/visit"), metavar="DIR", help="results (%(default)s)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="checkpoints go below it; default: where TMPDIR says")
-    parser.add_argument("--image", default="", help="what to note as the container's image")
-    parser.add_argument("--markdown", type=Path, metavar="DIR", help="print the visits whose results are in DIR")
+    parser.add_argument("--size", choices=sizes, help="size of the converted model; default: 8b, or small on a CPU")
+    parser.add_argument("--out", type=Path, default=Path("out/visit"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="write checkpoints below DIR; default: TMPDIR")
+    parser.add_argument("--image", default="", help="the container image, for the report")
+    parser.add_argument("--markdown", type=Path, metavar="DIR", help="print docs/gpu-results.md's section for DIR")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--logs", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -487,7 +489,7 @@ def main() -> None:
 
 
 def visit(options: argparse.Namespace) -> int:
-    """Go through the plan.
+    """Run the plan.
 
     Returns:
         The exit code: 0 if some row passed and none failed.
@@ -506,13 +508,13 @@ def visit(options: argparse.Namespace) -> int:
     hello = worker.start()
     if hello is None:
         said = worker.log.read_text(errors="replace").strip().splitlines()
-        sys.stderr.write(f"error: no row can run here: {said[-1] if said else 'no word why'}; see {worker.log}\n")
+        sys.stderr.write(f"error: no row can run here: {said[-1] if said else 'no output'}; see {worker.log}\n")
         return 1
     items = [Item(**each) for each in hello["plan"]]
     if unknown := set(options.row or []) - {item.name for item in items}:
         worker.end()
         known = ", ".join(item.name for item in items)
-        sys.stderr.write(f"error: no row is named {min(unknown)!r}; choose of {known}\n")
+        sys.stderr.write(f"error: no row is named {min(unknown)!r}; choose from {known}\n")
         return 2
     about = {"command": shlex.join([*own_command(options, in_public=True), f"--minutes={options.minutes:g}"])}
     about |= {"minutes": options.minutes, "image": options.image, "machine": hello["machine"]}
@@ -531,7 +533,7 @@ def visit(options: argparse.Namespace) -> int:
 
 
 def show(writer: Writer) -> Callable[[Item, Result], None]:
-    """Give what keeps a result and prints it."""
+    """Return a function that saves and prints a result."""
 
     def record(item: Item, result: Result) -> None:
         writer.record(item, result)
@@ -542,33 +544,33 @@ def show(writer: Writer) -> Callable[[Item, Result], None]:
 
 
 def tell(text: str) -> None:
-    """Print a line, if there is still a terminal."""
+    """Print a line, unless the terminal is gone."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 
 
 def own_command(options: argparse.Namespace, in_public: bool = False) -> list[str]:
-    """Give the command without budget and rows; in public without where this machine has its folders."""
+    """Return the command without budget and rows; in public, without the paths of this machine."""
     carried = options.carried and (options.carried.name if in_public else options.carried)
     given = {"--platform": options.platform, "--carried": carried, "--size": options.size}
     return ["python3", "tests/functional/visit.py", *(f"{name}={value}" for name, value in given.items() if value)]
 
 
 def worker_command(options: argparse.Namespace, logs: Path) -> list[str]:
-    """Give what starts the process that runs rows."""
+    """Return the command of the process that runs rows."""
     given = {
         "--logs": logs.absolute(),
         "--carried": options.carried and options.carried.absolute(),
         "--work": options.work.absolute(),
         "--size": options.size,
     }
-    # For steps.py and matrix.py, whose names for these this process does not import.
+    # steps.py and matrix.py name these variables; this process imports neither.
     platform = [f"FUNCTIONAL_PLATFORM={options.platform}"] if options.platform else []
     alone = f"FUNCTIONAL_COMMAND={shlex.join(own_command(options))}"
-    # With the emulation of CUDA the devices of a host are in the way, so torch shall not find them.
+    # The emulation of CUDA refuses to work beside a real device, so hide devices from torch.
     hidden = ["CUDA_VISIBLE_DEVICES=-1", "HIP_VISIBLE_DEVICES=-1"] if options.platform == "cpu" else []
     settings = ["HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false", alone, *platform, *hidden]
-    # Images switch bytecode off, and then every process compiles torch's and transformers' modules anew.
+    # Container images switch bytecode off. Then every process compiles the modules of torch and transformers again.
     command = [
         "env",
         "--unset=PYTHONDONTWRITEBYTECODE",

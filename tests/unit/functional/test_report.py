@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every form of the report says of each row what came of it, whatever its name holds."""
+"""Every format of the report has the result of each row, whatever characters its name has."""
 
 import math
 import re
@@ -157,7 +157,7 @@ def test_junit(tmp_path: Path) -> None:
 
 def test_markdown() -> None:
     lines = report.markdown(ALL, datetime(2026, 11, 22, tzinfo=UTC), 'nox -s "functional(cpu)" -- --all').splitlines()
-    assert lines[0] == "# The functional matrix on cpu"
+    assert lines[0] == "# Functional matrix: cpu"
     assert lines[2] == '`nox -s "functional(cpu)" -- --all`, 22 November 2026: 1 passed, 1 failed, 1 left out.'
     assert lines[4] == "Versions: torch 2.11.0, megatron-core 0.19.2."
     assert lines[6] == "| row | platform | parallelism | model | result | seconds | reason |"
@@ -175,8 +175,8 @@ def test_page(tmp_path: Path) -> None:
     assert {"row-1", "failure-2"} <= {attributes.get("id") for _, attributes in shown.tags}
     assert [link["href"] for link in shown.all("a")] == ["#row-1", "#failure-2", "logs/pipeline.txt"]
     assert len(shown.all("polyline")) == 3
-    assert {"iteration", "loss (nats a token)"} <= set(shown.text)
-    assert "Largest distance from uninterrupted: fine-tune 0, resumed 0." in shown.text
+    assert {"iteration", "loss (nats per token)"} <= set(shown.text)
+    assert "Largest difference from the uninterrupted run: fine-tune 0, resumed 0." in shown.text
 
 
 def test_page_needs_no_network(tmp_path: Path) -> None:

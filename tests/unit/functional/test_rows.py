@@ -32,13 +32,13 @@ def test_rows_by_name() -> None:
     assert [row.name for row in matrix.rows(["llama-3-tp2"])] == ["llama-3-tp2"]
     assert matrix.rows() == [row for row in matrix.ROWS if row.default]
     assert matrix.rows(everything=True) == list(matrix.ROWS)
-    with pytest.raises(ValueError, match="no row is named 'llama-4'; choose of llama-3-1-rank"):
+    with pytest.raises(ValueError, match="no row is named 'llama-4'; choose from llama-3-1-rank"):
         matrix.rows(["llama-4"])
 
 
 @pytest.mark.parametrize("expected", [{1: 2.1}, {1: math.nan}, {2: 2.0}, {}], ids=str)
 def test_losses_that_differ_are_refused(expected: dict[int, float]) -> None:
-    with pytest.raises(AssertionError, match="curve: apart by .* at iteration 1, expected at most 0.01"):
+    with pytest.raises(AssertionError, match="curve: differ by .* at iteration 1, expected at most 0.01"):
         matrix.expect_close({1: 2.0}, expected, 0.01, "curve")
 
 

@@ -91,7 +91,7 @@ def test_a_row_that_no_longer_fits_is_named_and_a_shorter_one_still_runs() -> No
     clock = Clock(first=70)
     found = go(clock, 100, [ITEMS[0], ITEMS[3], ITEMS[1]])
     assert outcomes(found) == ["passed", "left out", "passed"]
-    assert found["second"].reason == "30 s were left, and it takes about 70 s"
+    assert found["second"].reason == "takes about 70 s, and 30 s were left"
 
 
 def test_what_a_row_took_here_is_what_the_next_of_its_kind_is_expected_to_take() -> None:
@@ -114,8 +114,8 @@ def test_the_end_of_the_visit_s_time_is_no_failure_of_the_row_that_ran() -> None
     clock.results["first"] = failed("first", "took more than 100 s")
     found = go(clock, 100)
     assert outcomes(found) == ["left out"] * 4
-    assert found["first"].reason == "the visit's time was over: took more than 100 s"
-    assert found["gate-a"].reason == "0 s were left, and it takes about 20 s"
+    assert found["first"].reason == "the time of the visit was over: took more than 100 s"
+    assert found["gate-a"].reason == "takes about 20 s, and 0 s were left"
 
 
 def test_a_row_that_need_not_run_says_why() -> None:
@@ -334,9 +334,9 @@ def carried(tmp_path: Path) -> Path:
 
 
 FIGURES = {
-    "logits apart, float32": 1e-6,
-    "logits apart, bf16": 0.01,
-    "logits apart, transformers in bf16": 0.01,
+    "logit difference, float32": 1e-6,
+    "logit difference, bf16": 0.01,
+    "logit difference, transformers in bf16": 0.01,
     "modules of Transformer Engine": 0,
 }
 
@@ -362,13 +362,13 @@ MODULES = "modules of Transformer Engine"
     [
         ("llama-3", WITH, {MODULES: 9}, "passed", ""),
         ("llama-3", WITH, {}, "failed", "modules are Transformer Engine's: found False, expected True"),
-        ("llama-3", WITH, {MODULES: 9, "logits apart, float32": 0.5}, "failed", "logits in float32: apart"),
-        ("llama-3", WITH, {MODULES: 9, "logits apart, bf16": 0.5}, "failed", "logits in bf16: apart"),
-        ("llama-3", WITH, {MODULES: 9, "logits apart, bf16": float("nan")}, "failed", "logits in bf16: apart"),
+        ("llama-3", WITH, {MODULES: 9, "logit difference, float32": 0.5}, "failed", "logits in float32: differ"),
+        ("llama-3", WITH, {MODULES: 9, "logit difference, bf16": 0.5}, "failed", "logits in bf16: differ"),
+        ("llama-3", WITH, {MODULES: 9, "logit difference, bf16": float("nan")}, "failed", "logits in bf16: differ"),
         ("llama-3", WITHOUT, {}, "left out", "needs Transformer Engine, which can't be imported here"),
-        ("qwen3", WITH, {MODULES: 9}, "left out", "no release of qwen3 was carried along:"),
-        ("llama-3", ON_CPU, {}, "left out", "rehearsed with Megatron Core's local layers, and passed; needs"),
-        ("llama-3", ON_CPU, {"logits apart, float32": 1e-3}, "failed", "logits in float32: apart"),
+        ("qwen3", WITH, {MODULES: 9}, "left out", "found no release checkpoint of qwen3; run"),
+        ("llama-3", ON_CPU, {}, "left out", "rehearsed with Megatron Core's local layers; the gate needs"),
+        ("llama-3", ON_CPU, {"logit difference, float32": 1e-3}, "failed", "logits in float32: differ"),
         ("gemma", ON_CPU, {}, "left out", "needs Transformer Engine: PyTorch's norms are not zero-centered"),
     ],
 )
