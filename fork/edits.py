@@ -33,6 +33,8 @@ class Edit:
         scope: where its place is, for messages.
         node: what its place is, for messages.
         shared: another change may have made the same edit before.
+        added: about how many lines it adds, for `fork.measure`.
+        removed: about how many lines it removes.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Edit:
     scope: str = ""
     node: syntax.Matcher | None = None
     shared: bool = False
+    added: int = 1
+    removed: int = 1
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,8 @@ def pass_argument(scope: str, node: syntax.Matcher, argument: str, *, count: int
                 table[place] = lambda inner: syntax.with_argument(inner, name, new.deep_clone())
         return syntax.rewrite(module, table, paths) if table else module
 
-    return Edit(f"pass {argument} in {_describe(node, scope)}", apply, releases, scope, node)
+    label = f"pass {argument} in {_describe(node, scope)}"
+    return Edit(label, apply, releases, scope, node, added=count, removed=count)
 
 
 def replace(scope: str, node: syntax.Matcher, new: str, *, count: int = 1, releases: str = "") -> Edit:
@@ -246,7 +251,8 @@ def replace(scope: str, node: syntax.Matcher, new: str, *, count: int = 1, relea
     def apply(module: cst.Module) -> cst.Module:
         return _substitute(module, scope, node, new, count, keeps_place=False)
 
-    return Edit(f"replace {_describe(node, scope)}", apply, releases, scope, node)
+    label = f"replace {_describe(node, scope)}"
+    return Edit(label, apply, releases, scope, node, added=count * _lines(new), removed=count)
 
 
 def wrap(scope: str, node: syntax.Matcher, template: str, *, count: int = 1, releases: str = "") -> Edit:
@@ -261,7 +267,8 @@ def wrap(scope: str, node: syntax.Matcher, template: str, *, count: int = 1, rel
     def apply(module: cst.Module) -> cst.Module:
         return _substitute(module, scope, node, template.replace("{}", syntax.HOLE), count, keeps_place=True)
 
-    return Edit(f"wrap {_describe(node, scope)}", apply, releases, scope, node)
+    label = f"wrap {_describe(node, scope)}"
+    return Edit(label, apply, releases, scope, node, added=count * _lines(template), removed=count)
 
 
 def insert_before(scope: str, node: syntax.Matcher, statements: str, *, count: int = 1, releases: str = "") -> Edit:
@@ -272,6 +279,8 @@ def insert_before(scope: str, node: syntax.Matcher, statements: str, *, count: i
         releases,
         scope,
         node,
+        added=count * _lines(statements),
+        removed=0,
     )
 
 
@@ -283,6 +292,8 @@ def insert_after(scope: str, node: syntax.Matcher, statements: str, *, count: in
         releases,
         scope,
         node,
+        added=count * _lines(statements),
+        removed=0,
     )
 
 
@@ -302,7 +313,7 @@ def insert_first(scope: str, statements: str, *, releases: str = "") -> Edit:
         edited = body.with_changes(body=[*body.body[:at], *new, *body.body[at:]])
         return syntax.rewrite(module, {body: edited}, [(*path, body)])
 
-    return Edit(f"insert first in {scope}", apply, releases, scope)
+    return Edit(f"insert first in {scope}", apply, releases, scope, added=_lines(statements), removed=0)
 
 
 def add_import(statement: str, *, releases: str = "") -> Edit:
@@ -358,6 +369,10 @@ def wrap_imports(template: str, *, releases: str = "") -> Edit:
         return syntax.rewrite(module, table, [(module, line) for line in table])
 
     return Edit("wrap imports", apply, releases)
+
+
+def _lines(source: str) -> int:
+    return len(source.strip("\n").splitlines())
 
 
 def _describe(node: syntax.Matcher, scope: str) -> str:

@@ -381,7 +381,12 @@ def with_doc(function: cst.FunctionDef, name: str, doc: str) -> cst.FunctionDef:
     annotation = next(p for p in (*function.params.params, *function.params.kwonly_params) if p.name.value == name)
     kind = f" ({code(annotation.annotation.annotation)})" if typed and annotation.annotation else ""
     entry = textwrap.wrap(
-        f"{name}{kind}: {doc}", WIDTH, initial_indent=margin, subsequent_indent=margin + INDENT, break_long_words=False
+        f"{name}{kind}: {doc}",
+        WIDTH,
+        initial_indent=margin,
+        subsequent_indent=margin + INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     value = "\n".join([*lines[:at], *entry, *lines[at:]])
     return function.with_deep_changes(string, value=value)

@@ -131,6 +131,25 @@ CASES = {
         "class C:\n    def f(self): pass\n",
         "class C:\n    def f(self, *, new=1): pass\n",
     ),
+    "parameter: documented without a word split at its hyphen": (
+        [add_parameter("f", "new=1", doc=f"{'x' * 95} Megatron-LM.")],
+        '''
+        def f():
+            """Do.
+
+            Args:
+            """
+        ''',
+        f'''
+        def f(new=1):
+            """Do.
+
+            Args:
+                new: {"x" * 95}
+                    Megatron-LM.
+            """
+        ''',
+    ),
     "parameter: documented after the one before it": (
         [add_parameter("f", "new: bool = False", doc="Whether it is new.")],
         '''
