@@ -36,7 +36,14 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "unit", "functional", "megatron_versions(0.15.3)", "megatron_versions(0.18.2)"]
+nox.options.sessions = [
+    "lint",
+    "stack",
+    "unit",
+    "functional",
+    "megatron_versions(0.15.3)",
+    "megatron_versions(0.18.2)",
+]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHON = PYPROJECT["project"]["requires-python"].removeprefix(">=").partition(",")[0]
@@ -81,6 +88,13 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
+def stack(session: nox.Session) -> None:
+    """Print the changes of the stack with their sizes; fail above a change's limit."""
+    session.install(*_group("fork"))
+    session.run("python", "-m", "fork", "stack", *_release(session))
+
+
+@nox.session(python=PYTHON)
 def build(session: nox.Session) -> None:
     """Build the patched wheel into dist/."""
     session.install(*_group("fork"))
@@ -113,7 +127,9 @@ def upstream_pr(session: nox.Session) -> None:
         session.error("expected the path of a Megatron-Bridge checkout: nox -s upstream_pr -- PATH_TO_CHECKOUT")
     hooks = checkout / ".pre-commit-config.yaml"
     pinned = re.search(r"ruff-pre-commit\s+rev: \W?v([\d.]+)", hooks.read_text("utf-8") if hooks.is_file() else "")
-    session.install(*_group("fork"), f"ruff=={pinned[1]}" if pinned else "ruff")
+    session.install(*_group("fork"))
+    if pinned:
+        session.install(f"ruff=={pinned[1]}")
     session.run("python", "-m", "fork", "pull-request", *session.posargs)
 
 

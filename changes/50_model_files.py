@@ -42,6 +42,16 @@ is left out with a warning.
         ),
     ],
     modules=["models/hf_pretrained/model_files.py"],
+    problem="""\
+`AutoBridge.import_ckpt("meta-llama/Llama-3.2-1B", "out")` saves the tokenizer as the installed transformers spells it. If
+that is transformers 5, `AutoTokenizer.from_pretrained("out/release/tokenizer")` fails in transformers 4.57, because it
+doesn't know the class `TokenizersBackend`. The license, the model card, the chat templates and the model's own code are
+lost.
+""",
+    unchanged=[
+        "The weights, the run config and the tracker of a checkpoint.",
+        "Checkpoints that training saves, and imports with `release=False`.",
+    ],
     changes=[
         "A release checkpoint keeps the files of its Hugging Face model beside the weights (tokenizer, chat templates, "
         "generation and processor configs, code, license, model card) byte for byte in `hf/`; `tokenizer/` is a copy.",

@@ -35,6 +35,11 @@ that is a model goes before what was kept.
         ),
     ],
     modules=["models/hf_pretrained/export_files.py"],
+    problem="""\
+`bridge.export_ckpt("out", "hf")` writes the tokenizer as the installed transformers saves it. transformers 4.57 can't read
+what transformers 5 writes. The license, the model card and, without `trust_remote_code`, the model's code are missing.
+""",
+    unchanged=["The weights of an export.", "Exports of a checkpoint that has kept no files."],
     changes=[
         "`AutoBridge.export_ckpt` gives back the files that the release has kept; a `source_path` that is a Hugging Face "
         "model goes before them.",

@@ -40,6 +40,12 @@ otherwise than its source.
         ),
     ],
     modules=["models/hf_pretrained/source_config.py"],
+    problem="""\
+`bridge.export_ckpt("out", "hf")` writes config.json as the installed transformers spells it. transformers 5 writes
+`rope_parameters` only. transformers 4.57 doesn't read that key, takes a `rope_theta` of 10000 without a warning, and the
+exported model computes something else.
+""",
+    unchanged=["The weights of an export.", "Exports of a checkpoint that has kept no config."],
     changes=[
         "`AutoBridge.export_ckpt` writes the model's own config.json in its own spelling (`rope_theta` or "
         "`rope_parameters`, `torch_dtype` or `dtype`), with what conversion or training changed in it.",

@@ -39,6 +39,12 @@ used, by the module-level `__getattr__` of PEP 562.
         ),
     ],
     modules=["utils/lazy_imports.py", "models/conversion/families.py"],
+    problem="""\
+`python -c "import megatron.bridge"` takes ten seconds and more, whoever imports it and whatever for: the package imports
+AutoBridge with every family, and with them torch, transformers and Megatron Core. A tool that only looks at a checkpoint's
+metadata pays for all of that.
+""",
+    unchanged=["Every public name of the package, and `AutoBridge.list_supported_models()`."],
     changes=[
         "`import megatron.bridge` takes milliseconds and imports no torch; `AutoBridge` and the other names of the "
         "package are imported when they are used.",

@@ -87,6 +87,12 @@ host. pretrain needs nvidia-resiliency-ext for an annotation only, and goes with
             releases=f">={NEXT}",
         ),
     ],
+    problem="""\
+`pip install megatron-bridge` fails on a host without CUDA: fast-hadamard-transform has no wheel, and its sdist needs torch
+and nvcc at build time. Even where it installs, `import megatron.bridge` can stop with an AttributeError, because pip takes an
+old nvidia-resiliency-ext on glibc before 2.39.
+""",
+    unchanged=["`pip install megatron-bridge[cuda]` installs what `pip install megatron-bridge` did."],
     changes=[
         "What only NVIDIA GPUs need, and `megatron-core[dev]`, moves from the base to the extra `cuda`.",
         "The base names the packages of `megatron-core[dev]` that Bridge imports on any host.",

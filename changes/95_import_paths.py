@@ -101,6 +101,12 @@ models, which record what a commit of their own did, in the documentation of
 0.4.2, and in unit tests.
 """,
     why="Pages, examples, skills and launch scripts name an imported checkpoint by its root or by `release`.",
+    problem="""\
+An import writes `release/`, and the pages and scripts still name `iter_0000000`. A reader who copies such a command gets a
+warning, and a script that tests for that folder stops. `git grep -c iter_0000000 -- docs examples scripts skills tutorials`
+lists them.
+""",
+    unchanged=["Paths of a checkpoint at `iter_0000000` that somebody has are read as before."],
     changes=[
         "Examples, launch scripts, skills and pages name an imported checkpoint by its root, or `release` where they look "
         "for the payload.",
@@ -117,7 +123,6 @@ models, which record what a commit of their own did, in the documentation of
         "commit of their own did, 19 in 8 files of the converters that write it still, 2 in the documentation of 0.4.2, 2 in "
         "the guide, which says how to get that layout. Of the 10 lines in tests `release-checkpoints` "
         "edits one; 9 name a folder of the test's own.",
-        "Paths of a checkpoint at `iter_0000000` that somebody has are read as before.",
     ],
     stands_on=["release-checkpoints"],
     tests={"changes/tests/test_import_paths.py": "doc_consistency/"},

@@ -5,15 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from fork import adopt as adoption
-from fork import backend, pull_request, release, stack
+from fork import backend, measure, pull_request, release, stack
 from fork import diff as differ
 from fork import kit as offline_kit
 from fork.errors import ForkError
 from fork.upstream import LATEST, RELEASES
 
 
+OUT = click.option(
+    "--out", default="dist", type=click.Path(file_okay=False, path_type=Path), help="Folder for the result."
+)
 CHANGES = click.option("--change", "names", multiple=True, help="Only this change of the stack; can be repeated.")
 
 
@@ -52,9 +56,6 @@ def _release_options(command: Callable) -> Callable:
             help="Upstream's wheel, for a host without network.",
         ),
         click.option("--upstream", default=LATEST.version, type=click.Choice(list(RELEASES)), help="The release."),
-        click.option(
-            "--out", default="dist", type=click.Path(file_okay=False, path_type=Path), help="Folder for the result."
-        ),
     ):
         command = option(command)
     return command
@@ -62,6 +63,7 @@ def _release_options(command: Callable) -> Callable:
 
 @main.command()
 @_release_options
+@OUT
 def build(out: Path, upstream: str, upstream_wheel: Path | None) -> None:
     """Build the patched wheel."""
     click.echo(backend.build(out, RELEASES[upstream], upstream_wheel))
@@ -69,11 +71,24 @@ def build(out: Path, upstream: str, upstream_wheel: Path | None) -> None:
 
 @main.command()
 @_release_options
+@OUT
 @CHANGES
 def diff(out: Path, upstream: str, upstream_wheel: Path | None, names: tuple[str, ...]) -> None:
     """Print the unified diff of the patched tree against a release, and write it to a file."""
     path = differ.write(out, RELEASES[upstream], upstream_wheel, stack.load(names=names))
     click.echo(f"wrote {path}", err=True)
+
+
+@main.command("stack")
+@_release_options
+def show_stack(upstream: str, upstream_wheel: Path | None) -> None:
+    """Print the changes of the stack with their sizes, and fail if one is above its limit."""
+    sizes = measure.measure(RELEASES[upstream], upstream_wheel)
+    console = Console()
+    console = console if console.is_terminal else Console(width=150)
+    console.print(measure.table(sizes))
+    if found := measure.problems(sizes):
+        raise ForkError("\n".join(found))
 
 
 @main.command("release")

@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from wheel.wheelfile import WheelFile
 from fork import requirements, stack
 from fork.change import Change
 from fork.errors import ForkError
+from fork.formatting import tidy_wheel
 from fork.upstream import LATEST, Upstream, obtain
 
 
 RELEASE = 1
 """Counts the releases of the fork over one release of upstream."""
 
+UPSTREAM_URL = "https://github.com/NVIDIA-NeMo/Megatron-Bridge"
 WHEEL_VARIABLE = "MEGATRON_BRIDGE_UPSTREAM_WHEEL"
 
 
@@ -76,7 +79,7 @@ def _make(target: Path, upstream: Upstream, source: Path, changes: Sequence[Chan
     with zipfile.ZipFile(source) as wheel:
         wheel.extractall(root)
         made = max(entry.date_time for entry in wheel.infolist())
-    touched = stack.apply(changes, root, modules, pristine=True)
+    touched = lay(changes, root, modules)
     _mark(root, changes, touched, upstream)
     info = root / f"{stem(upstream)}.dist-info"
     (root / f"megatron_bridge-{upstream.version}.dist-info").rename(info)
@@ -85,6 +88,14 @@ def _make(target: Path, upstream: Upstream, source: Path, changes: Sequence[Chan
     edit_metadata(info / "METADATA", changes, upstream)
     _edit_generator(info / "WHEEL")
     _pack(root, target, made)
+
+
+def lay(changes: Sequence[Change], root: Path, modules: Path = stack.MODULES) -> dict[str, list[str]]:
+    """Lays the stack over an unpacked wheel, formatted as upstream formats, and returns what `stack.apply` returns."""
+    touched = stack.apply(changes, root, modules, pristine=True)
+    new = {module for change in changes for module in change.modules}
+    tidy_wheel(root, [stack.find_package(root) / path for path in touched if path not in new])
+    return touched
 
 
 def _mark(root: Path, changes: Sequence[Change], touched: dict[str, list[str]], upstream: Upstream) -> None:
@@ -101,7 +112,8 @@ def _write_notice(path: Path, changes: Sequence[Change], touched: dict[str, list
     """Says which files are modified or new, and by which change."""
     new = {module for change in changes for module in change.modules}
     lines = [(stack.REPOSITORY / "NOTICE").read_text("utf-8")]
-    lines += [f"This wheel is megatron-bridge {upstream.version} with the following changes.", ""]
+    lines += [f"This wheel is megatron-bridge {upstream.version} with the following changes."]
+    lines += ["Report problems with it to the project that built it, and not to NVIDIA.", ""]
     for change in changes:
         if not change.in_wheel:
             continue
@@ -120,7 +132,10 @@ def _write_notice(path: Path, changes: Sequence[Change], touched: dict[str, list
 
 
 def edit_metadata(path: Path, changes: Sequence[Change], upstream: Upstream) -> None:
-    """Rewrites the version, the requirements and the licence files in METADATA; the rest stays as upstream has it."""
+    """Rewrites version, requirements, licence files, maintainers and URLs in METADATA; the rest stays upstream's.
+
+    The URLs are where people report bugs, so they are those of this project, and upstream's is called so.
+    """
     header, blank, description = path.read_text("utf-8").partition("\n\n")
     asked, extras, kept = [], [], []
     for line in header.split("\n"):
@@ -129,11 +144,13 @@ def edit_metadata(path: Path, changes: Sequence[Change], upstream: Upstream) -> 
             asked.append(value)
         elif name == "Provides-Extra":
             extras.append(value)
-        else:
+        elif name not in ("Maintainer-email", "Project-URL"):
             kept.append(f"Version: {version(upstream)}" if name == "Version" else line)
     edits = [edit for change in changes for edit in change.requirements]
     asked = requirements.edit(asked, edits, upstream.version)
     extras += [extra for extra in requirements.extras(asked) if extra not in extras]
+    urls = tomllib.loads((stack.REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"].get("urls", {})
+    kept += [f"Project-URL: {label}, {url}" for label, url in {**urls, "Upstream": UPSTREAM_URL}.items()]
     kept += ["License-File: NOTICE", *(f"Provides-Extra: {extra}" for extra in extras)]
     kept += [f"Requires-Dist: {each}" for each in asked]
     text = "\n".join(kept) + blank + description

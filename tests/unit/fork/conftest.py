@@ -31,6 +31,9 @@ Metadata-Version: 2.4
 Name: megatron-bridge
 Version: 1.2.3
 Summary: A made-up upstream
+Author-email: Somebody <author@example.org>
+Maintainer-email: Somebody <maintainer@example.org>
+Project-URL: Homepage, https://example.com
 License: Some
         licence
 BLANK

@@ -19,7 +19,7 @@ from packaging.metadata import Metadata
 from fork import backend, stack
 from fork.__main__ import main
 from fork.change import Change
-from fork.edits import File, add_parameter
+from fork.edits import File, add_parameter, insert_first
 from fork.errors import ForkError
 from fork.upstream import LATEST, Upstream
 
@@ -70,6 +70,23 @@ def test_metadata_has_our_version_and_requirements(wheel: zipfile.ZipFile):
     assert metadata.provides_extra == ["audio", "cuda"]
     assert metadata.license_files == ["LICENSE", "NOTICE"]
     assert metadata.description == "# Description\n\nVersion: not a field\n"
+
+
+def test_metadata_sends_bug_reports_to_this_project(build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nIssues = "https://example.org/issues"\n')
+    (tmp_path / "NOTICE").write_text("Notice.\n")
+    monkeypatch.setattr(stack, "REPOSITORY", tmp_path)
+    with zipfile.ZipFile(build(tmp_path / "dist")) as wheel:
+        metadata = Metadata.from_email(wheel.read(f"{INFO}/METADATA"))
+    assert metadata.project_urls == {"Issues": "https://example.org/issues", "Upstream": backend.UPSTREAM_URL}
+    assert (metadata.author_email, metadata.maintainer_email) == ("Somebody <author@example.org>", None)
+
+
+def test_edited_files_are_formatted_as_upstream_formats(build, tmp_path: Path):
+    edits = [insert_first("save", "if path:\n    import sys\n    sys.exit(path)\n")]
+    with zipfile.ZipFile(build(tmp_path / "dist", edits=[File("saving.py", edits)])) as wheel:
+        text = wheel.read("megatron/bridge/saving.py").decode().partition("\n")[2]
+    assert text == "def save(path):\n    if path:\n        import sys\n\n        sys.exit(path)\n    return path\n"
 
 
 def test_licence_and_entry_points_are_upstreams(wheel: zipfile.ZipFile, upstream_files: dict[str, str]):

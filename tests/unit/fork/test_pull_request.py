@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fork import pull_request, stack
+from fork import pull_request, stack, travel
 from fork.__main__ import main
 from fork.change import LOCK, Change, Sweep, TextEdit, insert_before_heading
 from fork.edits import File, add_parameter, call, pass_argument
 from fork.errors import EditError, ForkError
 from fork.imports import missing
+from fork.pull_request_text import labels
 
 
 pytest.importorskip("ruff", reason="the session upstream_pr installs it")
@@ -61,9 +62,9 @@ FILES = {
     "tests/__init__.py": "",
     "tests/unit_tests/__init__.py": "",
     "tests/unit_tests/test_saving.py": "def test_save():\n    mock.assert_called_once_with(1)\n",
-    f"{pull_request.LAUNCHERS}/L0_Launch_converter.sh": LAUNCHER,
+    f"{travel.LAUNCHERS}/L0_Launch_converter.sh": LAUNCHER,
 }
-SPDX = pull_request.SPDX
+SPDX = travel.SPDX
 TEST = f"{SPDX}from helper import VALUE\n\n\ndef test_value():\n    assert VALUE == 1\n"
 
 
@@ -175,8 +176,8 @@ def test_tests_travel_to_upstreams_places(make, checkout: Path):
     assert "from tests.unit_tests.new.helper import VALUE" in shown(checkout, "tests/unit_tests/test_value.py")
     assert shown(checkout, "tests/unit_tests/new/__init__.py").startswith("# Copyright")
     assert "mock.assert_called_once_with(1, release=False)" in shown(checkout, "tests/unit_tests/test_saving.py")
-    assert "def test_value" in shown(checkout, f"{pull_request.TEST_GROUPS}/ckpts/test_gpu.py")
-    script = shown(checkout, f"{pull_request.LAUNCHERS}/L0_Launch_gpu.sh")
+    assert "def test_value" in shown(checkout, f"{travel.TEST_GROUPS}/ckpts/test_gpu.py")
+    script = shown(checkout, f"{travel.LAUNCHERS}/L0_Launch_gpu.sh")
     assert "run \\\n  tests/functional_tests/test_groups/ckpts/test_gpu.py\nafter\n" in script
     git(checkout, "switch", "--quiet", "release")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit_tests/test_value.py"]
@@ -421,13 +422,13 @@ def test_folder_that_is_no_checkout_is_refused_in_one_line(tmp_path: Path):
 
 def test_labels_follow_the_subject():
     wanted = {"fix(model): a": "bug", "docs: a": "docs", "perf(ckpt)!: a": "feature", "build: a": "feature"}
-    got = {message: pull_request.labels(Change("x", message, "")) for message in wanted}
-    assert {message: labels[0] for message, labels in got.items()} == wanted
-    assert [labels[1] for labels in got.values()] == ["area:model", "area:misc", "area:ckpt", "area:build"]
+    got = {message: labels(Change("x", message, "")) for message in wanted}
+    assert {message: given[0] for message, given in got.items()} == wanted
+    assert [given[1] for given in got.values()] == ["area:model", "area:misc", "area:ckpt", "area:build"]
 
 
 def test_every_test_travels_once():
-    travelling = [ours for change in stack.load() for ours in pull_request.travelling(change)]
+    travelling = [ours for change in stack.load() for ours in travel.travelling(change)]
     there = [
         path.relative_to(stack.REPOSITORY).as_posix()
         for pattern in ("tests/unit/bridge/**/*.py", "tests/unit/bridge_cli/**/*.py", "changes/tests/*.py")
@@ -451,8 +452,8 @@ def test_change_has_what_its_modules_and_tests_import_of_ours(change: Change, tm
         shutil.copyfile(stack.MODULES / module, target)
     ours = {".".join(Path(path).with_suffix("").parts) for path in map(in_tree, modules_of(stack.load()))}
     files = [stack.MODULES / module for module in change.modules]
-    files += [stack.REPOSITORY / test for test in pull_request.travelling(change)]
-    lacking = missing(files, [tmp_path], pull_request.IMPORTED)
+    files += [stack.REPOSITORY / test for test in travel.travelling(change)]
+    lacking = missing(files, [tmp_path], travel.IMPORTED)
     assert not [(path, name) for path, name in lacking if any(f"{name}.".startswith(f"{each}.") for each in ours)]
 
 
@@ -481,15 +482,15 @@ def test_title_and_labels_are_those_that_upstream_knows(change: Change):
     assert kind in TYPES
     assert scope is None or scope in SCOPES
     assert told[0].islower() and not told.endswith(".")
-    labels = pull_request.labels(change)
-    assert set(labels) <= LABELS
-    assert ("breaking-change" in labels) is bool(breaking)
-    assert sum(label in TYPES | {"bug", "feature", "support"} for label in labels) == 1
+    given = labels(change)
+    assert set(given) <= LABELS
+    assert ("breaking-change" in given) is bool(breaking)
+    assert sum(label in TYPES | {"bug", "feature", "support"} for label in given) == 1
 
 
 def test_label_of_a_breaking_change_comes_from_its_subject(change: Change):
     breaking = replace(change, message="build!: move it\n", labels=[])
-    assert pull_request.labels(breaking) == [
+    assert labels(breaking) == [
         "feature",
         "area:build",
         "breaking-change",
@@ -513,7 +514,7 @@ def texts() -> dict[str, str]:
     found = {}
     for change in stack.load():
         paths = [stack.MODULES / module for module in change.modules]
-        paths += [stack.REPOSITORY / test for test in (*pull_request.travelling(change), *change.functional)]
+        paths += [stack.REPOSITORY / test for test in (*travel.travelling(change), *change.functional)]
         found |= {str(path.resolve().relative_to(stack.REPOSITORY)): path.read_text("utf-8") for path in paths}
         said = [change.message, change.why, change.problem]
         said += [*change.changes, *change.unchanged, *change.tested, *change.later, *change.notes]

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from fork import backend, pull_request, stack
+from fork import backend, stack, travel
 from fork.errors import UpstreamError
 from fork.imports import missing
 from fork.upstream import LATEST, RELEASES, Upstream, obtain
@@ -95,7 +95,7 @@ def test_change_imports_nothing_of_a_later_one(tmp_path: Path):
         wheel.extractall(tmp_path)
     for change in stack.load():
         paths = [stack.find_package(tmp_path) / path for path in stack.apply([change], tmp_path)]
-        assert missing(paths, [tmp_path], pull_request.IMPORTED) == [], change.name
+        assert missing(paths, [tmp_path], travel.IMPORTED) == [], change.name
 
 
 def test_base_asks_for_nothing_that_only_nvidia_gpus_need(patched: zipfile.ZipFile, upstream: Upstream):
