@@ -57,6 +57,16 @@ BROKEN = {
         ValueError,
         f"{SHARD} lacks 'extra'",
     ),
+    "another set of weights": (
+        lambda hf: shutil.copy(hf / SHARD, hf / "model.safetensors"),
+        ValueError,
+        "two sets of weights, model.safetensors and those of model.safetensors.index.json: remove one",
+    ),
+    "the same tensors twice, no index": (
+        lambda hf: [(hf / INDEX).unlink(), shutil.copy(hf / SHARD, hf / "model.safetensors")],
+        ValueError,
+        f"twice, in {SHARD} and model.safetensors: remove one of the two sets",
+    ),
     "index empty": (lambda hf: (hf / INDEX).write_text("{}"), ValueError, "has no weight_map"),
     "shard outside": (
         lambda hf: rewrite(hf / INDEX, lambda index: index["weight_map"].update({"extra": f"../{SHARD}"})),

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import transformers
 from packaging.version import Version
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
+
+from megatron.bridge.models.conversion.safetensors_header import DTYPES, read_header
 
 
 logger = logging.getLogger(__name__)
@@ -22,20 +23,6 @@ logger = logging.getLogger(__name__)
 INDEX = "model.safetensors.index.json"
 # The index of the largest models has some MB; more than this is not read into memory.
 _MAX_JSON_BYTES = 256 << 20
-# What a safetensors header calls the dtypes of weights; others, of packed or quantized ones, are taken for bytes here.
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "BOOL": torch.bool,
-}
 # The smallest values that make a model.
 _SIZES = {
     "hidden_size": 1,
@@ -138,15 +125,17 @@ def _read_json(path: Path, without: str) -> dict:
 
 def _check_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return every tensor by name, on the meta device."""
-    index = path / INDEX
+    index, single = path / INDEX, path / "model.safetensors"
     if not index.is_file():
         files = sorted(path.glob("*.safetensors"))
         if not files:
             raise _no_weights(path)
-        return {name: tensor for file in files for name, tensor in _headers(file).items()}
+        return _merged({file: headers(file) for file in files})
     weight_map = _read_json(index, "").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to files: copy the file again")
+    if single.is_file() and single.name not in weight_map.values():
+        raise ValueError(f"{path} holds two sets of weights, {single.name} and those of {INDEX}: remove one of them")
     tensors = {}
     for name in sorted(set(weight_map.values())):
         shard = path / name
@@ -155,11 +144,26 @@ def _check_weights(path: Path) -> dict[str, torch.Tensor]:
         # A shard may be a link: the hub's cache is made of them.
         if not _is_file(shard):
             raise FileNotFoundError(f"{index} names {name!r}, which is not there: copy the missing shard")
-        headers = _headers(shard)
-        missing = {tensor for tensor, file in weight_map.items() if file == name} - headers.keys()
+        found = headers(shard)
+        missing = {tensor for tensor, file in weight_map.items() if file == name} - found.keys()
         if missing:
             raise ValueError(f"{shard} lacks {min(missing)!r}, which {INDEX} places there: copy the shard again")
-        tensors |= headers
+        tensors |= found
+    return tensors
+
+
+def _merged(files: dict[Path, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the tensors of several files without an index, of which no two hold the same one."""
+    tensors, places = {}, {}
+    for file, found in files.items():
+        if twice := found.keys() & tensors.keys():
+            name = min(twice)
+            raise ValueError(
+                f"{file.parent} holds {name!r} twice, in {places[name]} and {file.name}: remove one of the two sets "
+                "of weights"
+            )
+        tensors |= found
+        places |= dict.fromkeys(found, file.name)
     return tensors
 
 
@@ -173,16 +177,12 @@ def _no_weights(path: Path) -> FileNotFoundError:
     )
 
 
-def _headers(file: Path) -> dict[str, torch.Tensor]:
-    if not _is_file(file):
-        raise ValueError(f"{file} is not a file, expected weights: copy the file again")
-    try:
-        # Opening checks the header and that the file is as long as the header says.
-        with safe_open(file, framework="pt") as opened:
-            slices = ((name, opened.get_slice(name)) for name in opened.keys())  # noqa: SIM118 - it is no mapping
-            return {name: _on_meta(each.get_shape(), each.get_dtype()) for name, each in slices}
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{file} is truncated or damaged ({_line(error)}): copy the file again") from None
+def headers(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file on the meta device, packed ones as bytes."""
+    return {
+        name: torch.empty(entry.shape, dtype=DTYPES.get(entry.dtype, torch.uint8), device="meta")
+        for name, entry in read_header(file).items()
+    }
 
 
 def _is_file(path: Path) -> bool:
@@ -190,10 +190,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name that is too long
         return False
-
-
-def _on_meta(shape: list[int], dtype: str) -> torch.Tensor:
-    return torch.empty(shape, dtype=SAFETENSORS_DTYPES.get(dtype, torch.uint8), device="meta")
 
 
 def _check_sizes(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -> None:
@@ -245,7 +241,7 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
         logger.debug("the tensors of %s are not compared with its config: %s", path, error)
         return
     if seen["missing_keys"]:
-        raise ValueError(f"{path} lacks {_some(seen['missing_keys'])}: copy the whole checkpoint")
+        raise ValueError(f"{path} lacks {some(seen['missing_keys'])}: copy the whole checkpoint")
     for name, found, expected in sorted(seen["mismatched_keys"]):
         raise ValueError(
             f"{path}: {name} has shape {list(found)}, config.json expects {list(expected)}: use weights and config of "
@@ -259,7 +255,7 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
         if name in tensors and expected.is_floating_point() and not tensors[name].is_floating_point():
             raise ValueError(f"{path}: {name} holds {tensors[name].dtype}, expected floats: copy the checkpoint again")
     if seen["unexpected_keys"]:
-        logger.warning("%s has tensors that its model doesn't: %s", path, _some(seen["unexpected_keys"]))
+        logger.warning("%s has tensors that its model doesn't: %s", path, some(seen["unexpected_keys"]))
 
 
 def _model_class(config: dict) -> type | None:
@@ -300,7 +296,8 @@ def _experts_that_differ(path: Path, tensors: dict[str, torch.Tensor]) -> str:
     return f"{path}: its tensors are not those of the model in config.json: use weights and config of the same model"
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """Return the first of some names, quoted, and how many more there are."""
     first, *others = sorted(names)
     return f"{first!r} and {len(others)} more" if others else repr(first)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 from transformers import PretrainedConfig
 
-from megatron.bridge.models.conversion.hf_checkpoint import SAFETENSORS_DTYPES
+from megatron.bridge.models.conversion.safetensors_header import DTYPES
 from megatron.bridge.models.hf_pretrained.export_files import OwnFiles
 from megatron.bridge.models.hf_pretrained.model_files import CONFIG, write
 from megatron.bridge.models.hf_pretrained.safe_config_loader import safe_load_config_with_retry
@@ -136,6 +136,6 @@ def _dtype_of_weights(folder: Path) -> str | None:
             for name in opened.keys():  # noqa: SIM118 - it is no mapping
                 tensor = opened.get_slice(name)
                 numbers[tensor.get_dtype()] += math.prod(tensor.get_shape())
-    dtypes = (SAFETENSORS_DTYPES.get(name) for name, _ in numbers.most_common())
+    dtypes = (DTYPES.get(name) for name, _ in numbers.most_common())
     found = next((dtype for dtype in dtypes if dtype and dtype.is_floating_point and dtype.itemsize > 1), None)
     return str(found).removeprefix("torch.") if found else None
