@@ -13,20 +13,24 @@ import and export are import_ckpt and export_ckpt. inspect says what is at a
 path, and which Megatron-LM loads it; it reads metadata without torch, and
 no pickle of a checkpoint runs. repair turns what import_ckpt used to write,
 and what people have half mended by hand, into a release checkpoint.
-
-The package lies beside megatron.bridge: importing anything below that takes
-ten seconds, and inspect takes less than one.
 """,
     why="The command megatron-bridge imports, exports, inspects and repairs checkpoints.",
     modules=[
+        "cli/__init__.py",
+        "cli/command.py",
+        "cli/export.py",
+        "cli/import_.py",
+        "cli/inspect.py",
+        "cli/lean_import.py",
+        "cli/repair.py",
+        "cli/show.py",
+        "cli/terminal.py",
         "../bridge_cli/checkpoint.py",
-        "../bridge_cli/lean_import.py",
-        "../bridge_cli/main.py",
         "../bridge_cli/repair.py",
         "../bridge_cli/verdicts.py",
     ],
     requirements=[add("click"), add("rich")],
-    scripts={"megatron-bridge": "megatron.bridge_cli.main:main"},
+    scripts={"megatron-bridge": "megatron.bridge.cli:main"},
     changes=[
         "`megatron-bridge import` and `export` are `import_ckpt` and `export_ckpt`.",
         "`megatron-bridge inspect` says what is at a path and what Megatron-LM does with it, without running a pickle.",

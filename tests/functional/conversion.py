@@ -132,7 +132,7 @@ class ConversionRun(matrix.Run):
 
 def bridge() -> list[str]:
     """Give the command `megatron-bridge` of the Python that runs this, wherever its scripts are."""
-    return [sys.executable, "-c", "from megatron.bridge_cli.main import main; main(prog_name='megatron-bridge')"]
+    return [sys.executable, "-c", "from megatron.bridge.cli import main; main(prog_name='megatron-bridge')"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,7 +145,7 @@ def prepare(out: Path) -> None:
 
 def import_bridge(source: Path, out: Path) -> type:
     """Load Bridge as `megatron-bridge import` does, and write what packages log meanwhile to a file."""
-    from megatron.bridge_cli.lean_import import auto_bridge_for
+    from megatron.bridge.cli.lean_import import auto_bridge_for
 
     with quietly(out):
         return auto_bridge_for(str(source))

@@ -19,7 +19,7 @@ def main() -> None:
     import platforms
     import torch
 
-    from megatron.bridge_cli.lean_import import auto_bridge_for
+    from megatron.bridge.cli.lean_import import auto_bridge_for
 
     if torch.version.hip:
         platforms.save_from_pageable_memory()

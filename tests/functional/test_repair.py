@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from reference import Tensors, differences
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.cli import main
 from megatron.bridge.training.mlm_compat.checkpoint_args import read_megatron_lm_args
 from megatron.bridge_cli.checkpoint import examine
-from megatron.bridge_cli.main import main
 from megatron.bridge_cli.repair import _load_state
 from megatron.bridge_cli.verdicts import problems, verdicts
 
@@ -117,7 +117,7 @@ def test_megatron_lm_trains_after_repair_and_not_before(
         steps.train("before the repair", tmp_path / "before", chats, load=root, iterations=1, flags=flags)
     assert "Repair it with: megatron-bridge repair" in run_here("inspect", root, code=1)
     run_here("repair", root)
-    assert "All is well" in run_here("inspect", root)
+    assert "No problems found" in run_here("inspect", root)
     after = steps.train("after the repair", tmp_path / "after", chats, load=root, iterations=1, flags=flags)
     assert after.losses() == fresh.losses()
     saved = dict(steps.model_tensors(after.checkpoint / "iter_0000001"))

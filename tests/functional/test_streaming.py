@@ -33,10 +33,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.cli import main
+from megatron.bridge.cli.terminal import Terminal as CommandTerminal
+from megatron.bridge.cli.terminal import progress
 from megatron.bridge.models.conversion import auto_bridge, model_bridge, param_mapping, streaming_import
 from megatron.bridge.training import streaming_save
 from megatron.bridge.utils.accelerator import with_process_group
-from megatron.bridge_cli import main
 
 
 def layout(payload: Path) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def test_threads_write_the_same_in_files_of_their_own(
 
 IMPORT = """
 import sys
-from megatron.bridge_cli.lean_import import auto_bridge_for
+from megatron.bridge.cli.lean_import import auto_bridge_for
 auto_bridge_for(sys.argv[1]).import_ckpt(*sys.argv[1:])
 """
 
@@ -243,7 +245,7 @@ PEAK = """
 import re, sys
 from pathlib import Path
 import torch
-from megatron.bridge_cli.lean_import import auto_bridge_for
+from megatron.bridge.cli.lean_import import auto_bridge_for
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
@@ -316,7 +318,7 @@ def test_a_shard_that_is_cut_off_after_the_first_look_leaves_nothing(
 
 KILLED = """
 import os, signal, sys
-from megatron.bridge_cli.lean_import import auto_bridge_for
+from megatron.bridge.cli.lean_import import auto_bridge_for
 AutoBridge = auto_bridge_for(sys.argv[1])
 from megatron.bridge.training import streaming_save
 
@@ -373,8 +375,8 @@ def test_the_commands_bar_has_rate_and_time_left(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", "150")
     shown = Terminal()
     sizes = itertools.count(0, 1_000_000)
-    terminal = main._Terminal(shown, shown, False)
-    with main._progress(terminal, "Importing", lambda: next(sizes), 100_000_000):
+    terminal = CommandTerminal(shown, shown, False)
+    with progress(terminal, "Importing", lambda: next(sizes), 100_000_000):
         terminal.note("it takes long")
         for _ in range(200):
             time.sleep(0.1)
@@ -396,7 +398,7 @@ def test_the_command_says_that_a_model_is_not_streamed(
 
     for name in ("streamed", "in-memory"):
         arguments = ["import", str(llama), str(tmp_path / name), *(["--json"] if as_json else [])]
-        result = CliRunner().invoke(main.main, arguments)
+        result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, result.output
         line = f"{llama} is imported in memory, not streamed: its bridge has a loader of its own"
         assert result.stderr == ("" if name == "streamed" else f"Note: {line}\n")

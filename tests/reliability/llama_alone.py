@@ -13,7 +13,7 @@ from pathlib import Path
 # Before torch is imported: pools of threads don't survive a fork.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
-from megatron.bridge_cli.lean_import import auto_bridge_for
+from megatron.bridge.cli.lean_import import auto_bridge_for
 
 
 with tempfile.TemporaryDirectory() as folder:

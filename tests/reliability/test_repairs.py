@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from kills import killed_at_change
 from test_faults import MS_RDONLY, MS_REMOUNT, in_fork, in_namespace, models, mount, used_kib  # noqa: F401 - a fixture
 
+from megatron.bridge.cli import main
 from megatron.bridge.training.release_checkpoint import resolve_checkpoint
 from megatron.bridge_cli import repair
 from megatron.bridge_cli.checkpoint import examine
-from megatron.bridge_cli.main import main
 from megatron.bridge_cli.verdicts import problems
 
 
@@ -111,7 +111,7 @@ def on_small_disk(models: Path, before: Path, folder: Path, free_kib: int) -> st
 @pytest.mark.parametrize("free_kib", [0, 4])
 def test_a_full_disk(models, before, tmp_path, free_kib, record_property):  # noqa: F811
     error = in_fork(partial(on_small_disk, models, before, tmp_path / "disk", free_kib))
-    assert error.endswith("No space left on device: free space there, and run the command again\n")
+    assert error.endswith("No space left on device. Free space there, and run the command again.\n")
     record_property("count of repairs on a full disk", 1)
 
 

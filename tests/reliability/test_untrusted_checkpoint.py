@@ -23,10 +23,10 @@ from test_release_checkpoint import gloo, hf_model, release, training  # noqa: F
 from test_release_layout import object_store  # noqa: F401 - fixture
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
+from megatron.bridge.cli import main
 from megatron.bridge.training import model_load_save, untrusted_checkpoint
 from megatron.bridge_cli import repair, safe_pickle
 from megatron.bridge_cli.checkpoint import examine
-from megatron.bridge_cli.main import main
 from megatron.bridge_cli.verdicts import problems
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_states import Bridge, invoke
 
-from megatron.bridge_cli import lean_import
+from megatron.bridge.cli import lean_import
 
 
 VARIABLE = "MEGATRON_BRIDGE_CHECKPOINT_LAYOUT"
@@ -62,14 +62,14 @@ def test_the_link_is_asked_for_and_has_no_place_in_the_other_layout(asked, tmp_p
     assert asked == {"release": True, "link_iter_0": True}
     asked.clear()
     result = invoke("import", "model", tmp_path / "d", "--link-iter-0", "--layout", "iter")
-    assert result.exit_code == 2 and "the layout iter has none: drop one" in result.stderr and not asked
+    assert result.exit_code == 2 and "found --layout iter. Drop one of the two." in result.stderr and not asked
 
 
 def test_iteration_0_is_not_overwritten_unasked(asked, build, tmp_path):
     root = build(tmp_path / "c", folder="iter_0000000", tracker="0", args=None)
     result = invoke("import", "model", root, "--layout", "iter")
     assert result.exit_code == 1 and not asked
-    assert result.stderr == f"Error: {root} holds iter_0000000: give --overwrite, or another path\n"
+    assert result.stderr == f"Error: {root} holds iter_0000000. Pass --overwrite to replace it, or a different path.\n"
     shutil.rmtree(root)
 
 
@@ -78,7 +78,7 @@ def test_a_path_that_is_not_there_is_the_release_beside_it(build: Callable, tmp_
     given, release = root / "iter_0000000", root / "release"
     result = invoke("inspect", given, "--json")
     assert json.loads(result.stdout)["payload"]["folder"] == "release"
-    note = f"Note: {given} is not there, taking the release checkpoint beside it: use {release}\n"
+    note = f"Note: {given} does not exist. Using the release checkpoint beside it; pass {release} instead.\n"
     assert result.stderr == note
     assert "there is nothing at this path" in invoke("inspect", root / "iter_0000001").stdout.lower()
 

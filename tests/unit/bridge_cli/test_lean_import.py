@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.bridge_cli.lean_import import GATHERING, _Distributions, _imported
+from megatron.bridge.cli.lean_import import GATHERING, _Distributions, _imported
 
 
 # What `import megatron.bridge` spends its time on, and a conversion never calls.
@@ -23,7 +23,7 @@ HEAVY = [
 # Of each registered architecture, the module of its bridge and the modules that the sources name.
 WHOLE = """
 import inspect, json, sys, torch
-from megatron.bridge_cli.lean_import import auto_bridge_for, registering
+from megatron.bridge.cli.lean_import import auto_bridge_for, registering
 compile_now = torch.compile
 assert auto_bridge_for(sys.argv[1]) is __import__("megatron.bridge").bridge.AutoBridge
 assert torch.compile is compile_now
@@ -42,7 +42,7 @@ print(json.dumps(registered))
 # The bridges of all architectures, one module after the other, as `auto_bridge_for` imports the one that it finds.
 EVERY = """
 import importlib, json, sys, torch
-from megatron.bridge_cli import lean_import
+from megatron.bridge.cli import lean_import
 lean_import._compile_on_call()
 sys.meta_path.insert(0, lean_import._Finder())
 for module in (lean_import.AUTO_BRIDGE, *json.loads(sys.argv[1])):
@@ -56,7 +56,7 @@ LEAN = """
 import collections, importlib.metadata, json, sys
 opened, distributions = collections.Counter(), importlib.metadata.packages_distributions
 sys.addaudithook(lambda event, args: opened.update([str(args[0])]) if event == "open" else None)
-from megatron.bridge_cli.lean_import import auto_bridge_for
+from megatron.bridge.cli.lean_import import auto_bridge_for
 auto_bridge = auto_bridge_for(sys.argv[1])
 bridge = auto_bridge.from_hf_config(__import__("transformers").AutoConfig.from_pretrained(sys.argv[1]))
 import megatron.bridge.training.model_load_save

@@ -440,7 +440,7 @@ def test_what_python_pickles_is_read_as_it_is(tmp_path: Path):
 def _inspect(root: Path) -> dict:
     """What `inspect --json` prints, in an address space that it needs not much of."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30,) * 2);"
-    limited += "from megatron.bridge_cli.main import main; sys.exit(main())"
+    limited += "from megatron.bridge.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", limited, "inspect", str(root), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode in (0, 1), done.stderr[-500:]

@@ -24,9 +24,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner, Result
 
-from megatron.bridge_cli import checkpoint, lean_import, repair, safe_pickle
+from megatron.bridge.cli import lean_import, main
+from megatron.bridge_cli import checkpoint, repair, safe_pickle
 from megatron.bridge_cli.checkpoint import Checkpoint, contradictions, examine
-from megatron.bridge_cli.main import main
 from megatron.bridge_cli.repair import Refused
 from megatron.bridge_cli.verdicts import grouped, problems, verdicts
 
@@ -463,7 +463,7 @@ def test_repair_makes_a_release(state: State, build: Callable, tmp_path: Path, d
     is_release(root, expected, state.beside)
     once = contents(root)
     again = invoke("repair", root)
-    assert (again.exit_code, again.output) == (0, f"{root} is a release checkpoint, there is nothing to repair.\n")
+    assert (again.exit_code, again.output) == (0, f"{root} is a release checkpoint. There is nothing to repair.\n")
     assert contents(root) == once
     assert invoke("inspect", root).exit_code == 0
 
@@ -588,7 +588,7 @@ def test_refused_by_the_system_at_each_step(
             # The last change of all: everything else is done.
             assert left == ["release.incomplete"] and "release.incomplete was left" in result.stderr
         else:
-            assert result.stderr.startswith(f"Error: a file: {os.strerror(error)}: ")
+            assert result.stderr.startswith(f"Error: a file: {os.strerror(error)}. ")
         is_none_or_whole(root, before, expected)
         repair.run(repair.plan(root))
         is_release(root, expected, state.beside)
@@ -1097,7 +1097,7 @@ def test_hostile_names_do_not_reach_the_terminal(build: Callable, tmp_path: Path
 
 
 def test_closed_pipe_is_no_error(build: Callable, tmp_path: Path):
-    code = "from megatron.bridge_cli.main import main; main()"
+    code = "from megatron.bridge.cli import main; main()"
     command = f"{sys.executable} -c '{code}' inspect {build(tmp_path / 'c')} --json | true"
     assert subprocess.run(command, shell=True, capture_output=True, text=True).stderr == ""
 
@@ -1111,14 +1111,18 @@ def test_wrong_usage_ends_with_2(tmp_path: Path):
 def test_import_refuses_a_release_that_is_there(build: Callable, tmp_path: Path):
     result = invoke("import", "model", build(tmp_path / "c"))
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {tmp_path / 'c'} holds a release checkpoint: give --overwrite, or another path\n"
+    said = "holds a release checkpoint. Pass --overwrite to replace it, or a different output path."
+    assert result.stderr == f"Error: {tmp_path / 'c'} {said}\n"
 
 
 def test_import_refuses_a_training_and_what_is_no_model(build: Callable, tmp_path: Path):
     root = build(tmp_path / "c", **TRAINING)
     for arguments in (("model", root), ("model", root, "--overwrite")):
         assert "holds training iteration 5" in invoke("import", *arguments).stderr
-    assert "is not a folder: give that of" in invoke("import", tmp_path / "gone", tmp_path / "new").stderr
+    assert (
+        "is not a folder; expected a Hugging Face model"
+        in invoke("import", tmp_path / "gone", tmp_path / "new").stderr
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -1187,7 +1191,7 @@ def test_export_that_ends_early_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     if interrupted is not KeyboardInterrupt:
         *warned, error = result.stderr.splitlines()
-        assert error == "Error: RuntimeError: of the bridge in two lines; --verbose shows where"
+        assert error == "Error: RuntimeError: of the bridge in two lines. Pass --verbose to see where it happened."
         assert warned == [f"Warning: {warning}" for warning in WARNINGS]
 
 
@@ -1196,12 +1200,13 @@ def test_export_refuses_a_folder_that_is_there(build: Callable, tmp_path: Path):
     (tmp_path / "hf" / "config.json").write_text("{}")
     result = invoke("export", build(tmp_path / "c"), tmp_path / "hf")
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {tmp_path / 'hf'} is there already: give another path\n"
+    said = "exists; expected no such path, or an empty folder. Pass a different output path."
+    assert result.stderr == f"Error: {tmp_path / 'hf'} {said}\n"
 
 
 def test_error_is_one_line_and_verbose_has_the_traceback(build: Callable, tmp_path: Path):
     root = build(tmp_path / "c", iteration=5)
-    code = "from megatron.bridge_cli.main import main; main()"
+    code = "from megatron.bridge.cli import main; main()"
     for more in ([], ["--verbose"]):
         command = [sys.executable, "-c", code, "repair", str(root), *more]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -1214,9 +1219,9 @@ def test_error_is_one_line_and_verbose_has_the_traceback(build: Callable, tmp_pa
 def test_inspect_loads_neither_torch_nor_bridge(build: Callable, tmp_path: Path):
     root = build(tmp_path / "c")
     code = (
-        "import sys\nfrom megatron.bridge_cli.main import main\n"
+        "import sys\nfrom megatron.bridge.cli import main\n"
         "try:\n    main()\nfinally:\n"
-        "    print([n for n in ('torch', 'numpy', 'megatron.bridge', 'megatron.core') if n in sys.modules])"
+        "    print([n for n in ('torch', 'numpy', 'transformers', 'megatron.core') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, "inspect", str(root)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

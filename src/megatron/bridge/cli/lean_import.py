@@ -40,7 +40,6 @@ if typing.TYPE_CHECKING:
 AUTO_BRIDGE = "megatron.bridge.models.conversion.auto_bridge"
 
 GATHERING = (
-    "megatron.bridge",
     "megatron.bridge.data",
     "megatron.bridge.diffusion",
     "megatron.bridge.diffusion.models",
@@ -70,7 +69,7 @@ UNUSED = (
 def auto_bridge_for(hf_model: str, **kwargs: Any) -> type["AutoBridge"]:
     """Import AutoBridge and the bridge that converts this model.
 
-    It changes how the process imports. Where `megatron.bridge` is imported already it changes nothing.
+    It changes how the process imports. Where AutoBridge is imported already it changes nothing.
 
     Args:
         hf_model: A folder with a `config.json`, or a name on the Hugging Face hub.
@@ -79,7 +78,7 @@ def auto_bridge_for(hf_model: str, **kwargs: Any) -> type["AutoBridge"]:
     Returns:
         The class. Registered with it are the bridges of the module that names the model's architecture, or all.
     """
-    if "megatron.bridge" not in sys.modules:
+    if AUTO_BRIDGE not in sys.modules:
         with _without_collecting_garbage(), _Distributions.in_place():
             sys.meta_path.insert(0, finder := _Finder())
             modules = registering(_architectures(hf_model, **kwargs))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the subcommands share: their arguments, and errors in one line."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from megatron.bridge.cli.terminal import printable
+from megatron.bridge_cli.checkpoint import ITERATION_0, RELEASE
+
+
+def _read_from(ctx: click.Context, parameter: click.Parameter, out: Path) -> Path:
+    """Take an `iter_0000000` that doesn't exist for the release checkpoint beside it, as Bridge's readers do."""
+    release = out.with_name(RELEASE)
+    if out.name != ITERATION_0 or os.path.lexists(out) or not (release / "metadata.json").is_file():
+        return out
+    shown, used = printable(str(out)), printable(str(release))
+    click.echo(f"Note: {shown} does not exist. Using the release checkpoint beside it; pass {used} instead.", err=True)
+    return release
+
+
+OUT = click.argument("out", type=click.Path(path_type=Path))
+CHECKPOINT = click.argument("out", type=click.Path(path_type=Path), callback=_read_from)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, to stdout.")
+TRUST = click.option("--trust-remote-code", is_flag=True, help="Run the code that comes with the Hugging Face model.")
+VERBOSE = click.option(
+    "-v", "--verbose", is_flag=True, help="Show the traceback of an error, and the output of imported packages."
+)
+
+
+class Command(click.Command):
+    """Reports an error in one line; with --verbose, with its traceback. `ctx.obj` says whether it is verbose."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        VERBOSE(self)
+        self.params += self.__dict__.pop("__click_params__", [])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand."""
+        verbose = ctx.params.pop("verbose")
+        ctx.obj = verbose
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, KeyboardInterrupt, BrokenPipeError):
+            raise
+        except Exception as error:
+            if verbose:
+                raise
+            raise click.ClickException(_in_one_line(error)) from None
+
+
+_REMEDIES = {
+    errno.ENOSPC: "Free space there, and run the command again.",
+    errno.EDQUOT: "Free space there or have your quota raised, and run the command again.",
+    errno.EFBIG: "Raise the limit of `ulimit -f`, and run the command again.",
+    errno.EROFS: "Mount it for writing, or pass a different path.",
+    errno.EACCES: "Change its permissions, or pass a different path.",
+    errno.EPERM: "Change its permissions or its owner, or pass a different path.",
+    errno.ESTALE: "Mount it again, and run the command again.",
+    errno.EIO: "Check the disk, and run the command again.",
+    errno.ENAMETOOLONG: "Pass a shorter path.",
+    errno.EMFILE: "Raise the limit of `ulimit -n`, and run the command again.",
+}
+"""The next step after an error of the operating system, whatever the subcommand."""
+
+
+def _in_one_line(error: Exception) -> str:
+    text = printable(" ".join(str(error).split())) or "no message"
+    if isinstance(error, OSError) and error.errno:
+        what = printable(" ".join(str(error.strerror).split()))
+        if error.strerror == os.strerror(error.errno):
+            where = "" if error.filename is None else f"{printable(os.fsdecode(error.filename))}: "
+            remedy = _REMEDIES.get(error.errno, "Pass --verbose to see where it happened.")
+            what = f"{where}{what}. {remedy}"
+    elif isinstance(error, (ValueError, OSError)) and (": " in text or _raised_by_bridge(error)):
+        # It says by itself what to do.
+        what = text
+    else:
+        what = f"{type(error).__name__}: {text}. Pass --verbose to see where it happened."
+    return what if len(what) < 600 else f"{what[:600]} …"
+
+
+def _raised_by_bridge(error: Exception) -> bool:
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    modules = type(error).__module__, trace.tb_frame.f_globals.get("__name__", "")
+    return any(module.startswith("megatron.bridge") for module in modules)

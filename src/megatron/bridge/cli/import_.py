@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The subcommand `import`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from megatron.bridge.cli.command import JSON, OUT, TRUST, Command
+from megatron.bridge.cli.show import describe, show_flags
+from megatron.bridge.cli.terminal import folder_size, human_bytes, notes_of, progress, quiet
+from megatron.bridge_cli.checkpoint import ITERATION_0, RELEASE, STAGING, examine
+
+
+@click.command("import", cls=Command)
+@click.argument("hf_model")
+@OUT
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Convert the weights to this dtype. Default: keep the checkpoint's dtype.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a release checkpoint at OUT. Default: stop if there is one.")
+@click.option(
+    "--link-iter-0",
+    is_flag=True,
+    help=f"Add a symbolic link {ITERATION_0} to the release checkpoint, for scripts that look for this folder.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice([RELEASE, "iter"]),
+    default=RELEASE,
+    envvar="MEGATRON_BRIDGE_CHECKPOINT_LAYOUT",
+    show_default=True,
+    show_envvar=True,
+    help=f"Write a release checkpoint, or {ITERATION_0} with the tracker 0, which Megatron-LM can't fine-tune from.",
+)
+@TRUST
+@JSON
+@click.pass_context
+def command(
+    ctx: click.Context,
+    hf_model: str,
+    out: Path,
+    dtype: str | None,
+    overwrite: bool,
+    link_iter_0: bool,
+    layout: str,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Import the Hugging Face model HF_MODEL, a name on the hub or a folder, as a release checkpoint at OUT.
+
+    OUT must not contain training checkpoints. An existing release checkpoint is replaced only with --overwrite.
+    """
+    folder = Path(hf_model)
+    release = layout == RELEASE
+    if link_iter_0 and not release:
+        raise click.UsageError("--link-iter-0 needs the layout release, found --layout iter. Drop one of the two.")
+    _check(folder, out, release, overwrite)
+    expected = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    staged = out / (STAGING if release else ITERATION_0)
+    with (
+        quiet(ctx.obj) as terminal,
+        notes_of("megatron.bridge.models.conversion.streaming_import", terminal.note) as notes,
+        progress(terminal, f"Importing {hf_model}", lambda: folder_size(staged), expected),
+    ):
+        from megatron.bridge.cli import lean_import
+
+        AutoBridge = lean_import.auto_bridge_for(hf_model)
+        import torch
+
+        options = {"release": release, "link_iter_0": link_iter_0}
+        if dtype:
+            options["torch_dtype"] = getattr(torch, dtype)
+        if trust_remote_code:
+            options["trust_remote_code"] = True
+        AutoBridge.import_ckpt(hf_model, out, **options)
+    found = examine(out)
+    if as_json:
+        document = describe(found)
+        document |= {"notes": [*notes, *document["notes"]], "warnings": terminal.warnings}
+        click.echo(json.dumps(document, indent=2))
+        return
+    payload = found.payload
+    what = "a release checkpoint" if release else f"{ITERATION_0}, the layout before release checkpoints"
+    click.echo(f"Wrote {out}: {what}, {payload.parameters:,} parameters, {human_bytes(payload.size)}.\n")
+    if release:
+        show_flags(found)
+    else:
+        click.echo(
+            f"Megatron-LM can't fine-tune from it. To make it a release checkpoint, run: megatron-bridge repair {out}"
+        )
+
+
+def _check(source: Path, out: Path, release: bool, overwrite: bool) -> None:
+    """Refuse early what an import would refuse after it has started."""
+    looks_like_path = str(source).startswith((".", "/", "~")) or len(source.parts) > 2
+    if looks_like_path and not source.is_dir():
+        raise click.ClickException(
+            f"{source} is not a folder; expected a Hugging Face model. Pass its folder, or a name on the hub."
+        )
+    found = examine(out)
+    if found.kind == "file":
+        raise click.ClickException(f"{out} is a file; expected a directory. Pass a different output path.")
+    if found.kind == "payload":
+        raise click.ClickException(
+            f"{out} is a payload folder of a checkpoint; expected a root. Pass {out.parent}, or a different path."
+        )
+    if found.iteration > 0:
+        raise click.ClickException(
+            f"{out} holds training iteration {found.iteration}; expected no training checkpoint, which a release "
+            "checkpoint would hide. Pass a different output path."
+        )
+    if (out / RELEASE).exists() and not overwrite:
+        raise click.ClickException(
+            f"{out} holds a release checkpoint. Pass --overwrite to replace it, or a different output path."
+        )
+    if not release and (out / ITERATION_0).exists() and not overwrite:
+        raise click.ClickException(f"{out} holds {ITERATION_0}. Pass --overwrite to replace it, or a different path.")

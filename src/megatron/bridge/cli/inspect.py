@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The subcommand `inspect`. It imports neither torch nor Megatron Core."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from megatron.bridge.cli.command import CHECKPOINT, JSON, Command
+from megatron.bridge.cli.show import describe, show
+from megatron.bridge_cli.checkpoint import examine
+
+
+@click.command("inspect", cls=Command)
+@CHECKPOINT
+@JSON
+def command(out: Path, as_json: bool) -> None:
+    """Show what lies at OUT, which versions of Megatron-LM load it, and with which flags.
+
+    OUT is a checkpoint root or one of its payload folders. Only metadata is read: no weights, and no pickle that could
+    run code. The exit code is 1 if the checkpoint has a problem.
+    """
+    document = describe(examine(out))
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        show(document)
+    sys.exit(0 if document["ok"] else 1)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found at a checkpoint root, as a JSON document and as text."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import click
+
+from megatron.bridge.cli.terminal import human_bytes, notes_of, printable
+from megatron.bridge_cli import repair
+from megatron.bridge_cli.checkpoint import FORMS, ITERATION_0, RUN_CONFIG, Checkpoint
+from megatron.bridge_cli.verdicts import Verdict, grouped, launch_flags, problems, verdicts
+
+
+def describe(found: Checkpoint) -> dict[str, Any]:
+    """Return the document that `inspect --json` prints."""
+    with _notes_of_flags() as notes:
+        document = _document(found)
+    return document | {"notes": notes}
+
+
+def _document(found: Checkpoint) -> dict[str, Any]:
+    payload = found.payload
+    wrong = problems(found)
+    return {
+        "path": str(found.root),
+        "ok": not wrong,
+        "tracker": found.tracker,
+        "layout": found.layout,
+        "folders": found.folders,
+        "link": found.link,
+        "leftovers": found.leftovers,
+        "payload": payload
+        and {
+            "folder": payload.path.name,
+            "format": payload.format,
+            "core": payload.core,
+            "common_state": payload.common,
+            "iteration": payload.iteration,
+            "optimizer": payload.has_optimizer,
+            "args": vars(payload.args) if payload.args else None,
+            "parallelism": payload.parallelism,
+            "parameters": payload.parameters,
+            "dtypes": payload.dtypes,
+            "bytes": payload.size,
+            "run_config": payload.has(RUN_CONFIG),
+        },
+        "problems": [{"what": each.what, "repairable": each.repairable} for each in wrong],
+        "repair": _repair_command(found) if any(each.repairable for each in wrong) else None,
+        "readers": [{"reader": each.reader, "loads": each.loads, "why": each.why} for each in verdicts(found)],
+        "flags": launch_flags(found),
+    }
+
+
+def _repair_command(found: Checkpoint) -> list[str] | None:
+    plan = repair.foresee(found)
+    if plan is None:
+        return None
+    return ["megatron-bridge", "repair", str(plan.root), *(["--hf-model", plan.hf_model] if plan.hf_model else [])]
+
+
+def _notes_of_flags() -> AbstractContextManager[list[str]]:
+    """Collect the notes of the table of flags."""
+    return notes_of("megatron.bridge_cli.launch_flags")
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print a document as text."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=False)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts(document):
+        facts.add_row(name, value)
+    console.print(facts)
+    readers = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    readers.add_column("reader", overflow="fold")
+    readers.add_column("loads", no_wrap=True)
+    readers.add_column("why", overflow="fold")
+    colours = {"yes": "green", "partly": "yellow", "unknown": "yellow", "no": "red"}
+    for each in grouped([Verdict(**reader) for reader in document["readers"]]):
+        readers.add_row(each.reader, f"[{colours[each.loads]}]{each.loads}[/]", _escaped(each.why))
+    console.print(readers)
+    for problem in document["problems"]:
+        console.print(f"[red]✗[/] {_escaped(problem['what'])}", soft_wrap=True)
+    if document["repair"]:
+        console.print(f"\nRepair it with: {_escaped(shlex.join(document['repair']))}", soft_wrap=True)
+    if not document["problems"]:
+        console.print("[green]✓[/] No problems found.\n")
+    if document["flags"] is not None and not document["problems"]:
+        _print_flags(document["flags"], document["notes"])
+
+
+def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the facts of a checkpoint, one a line."""
+    yield "path", _escaped(document["path"])
+    payload = document["payload"]
+    if payload is None and not document["tracker"]:
+        return
+    yield "tracker", _escaped(document["tracker"]) if document["tracker"] is not None else "none"
+    folders = [*document["folders"], *document["leftovers"]]
+    if payload:
+        folders = [f"{name} (shown here)" if name == payload["folder"] and folders[1:] else name for name in folders]
+    if document["link"] is not None:
+        folders.append(f"{ITERATION_0} (a link to {_escaped(document['link'])})")
+    yield "folders", ", ".join(folders) or "none"
+    if payload is None:
+        return
+    yield "format", f"{payload['format'] or 'unknown'}, written by Megatron Core {payload['core'] or '(unknown)'}"
+    if payload["common_state"]:
+        forms = FORMS.values() if payload["common_state"] == "both" else [FORMS[payload["common_state"]]]
+        yield "common state", f"in {' and in '.join(forms)}"
+    args = payload["args"]
+    yield "args", f"{len(args)} fields" if args else "none"
+    if args:
+        sizes = payload["parallelism"] or {}
+        yield "saved with", ", ".join(f"{letters} {size}" for letters, size in sizes.items()) or "unknown"
+    if payload["optimizer"] or payload["iteration"]:
+        state = "with" if payload["optimizer"] else "without"
+        yield "training", f"iteration {payload['iteration']}, {state} optimizer state"
+    if payload["parameters"] is not None:
+        yield "parameters", f"{payload['parameters']:,} in {', '.join(payload['dtypes'])}"
+    yield "size", human_bytes(payload["bytes"])
+
+
+def show_flags(found: Checkpoint) -> None:
+    """Print the flags with which Megatron-LM starts from a checkpoint, if it has args."""
+    with _notes_of_flags() as notes:
+        flags = launch_flags(found)
+    if flags is not None:
+        _print_flags(flags, notes)
+
+
+def _print_flags(flags: dict[str, list[str]], notes: list[str]) -> None:
+    click.echo("Megatron-LM starts from it with:")
+    click.echo(f"  {shlex.join(flags['use_checkpoint_args'])}")
+    click.echo("or, without --use-checkpoint-args, with:")
+    click.echo(f"  {shlex.join(flags['without'])}")
+    for note in dict.fromkeys(notes):
+        click.echo(f"Note: {note}")
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(printable(text))
