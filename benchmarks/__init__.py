@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streaming import against a copy and against upstream's import: speed and memory."""
+"""Compare speed and memory of the streaming import, a copy, and upstream's import."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the streaming import with a copy and with upstream's import, in turn: `nox -s benchmark`.
+"""Compare the streaming import with a copy and with upstream's import: `nox -s benchmark`.
 
-Writes results.json and memory.svg beside this file. On the disk it needs the bytes of all sizes, and once more those
+Writes results.json and memory.svg beside this file. The disk needs room for the models of all sizes, and for one more
 of the largest.
 """
 
@@ -44,16 +44,16 @@ console = Console(width=150)
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="nox -s benchmark --", description=__doc__)
-    parser.add_argument("--sizes", default="1b,3b,8b", help="of %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each flow runs (%(default)s)")
+    parser.add_argument("--sizes", default="1b,3b,8b", help="sizes to run, separated by commas; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each flow; default: %(default)s")
     parser.add_argument(
-        "--out", type=Path, default=HERE.parent / "dist", help="a folder on the disk to test, for checkpoints"
+        "--out", type=Path, default=HERE.parent / "dist", help="a folder for checkpoints, on the disk to test"
     )
-    parser.add_argument("--keep", action="store_true", help="leave the Hugging Face checkpoints there")
+    parser.add_argument("--keep", action="store_true", help="keep the Hugging Face checkpoints")
     options = parser.parse_args()
     sizes = options.sizes.split(",")
     if unknown := set(sizes) - set(WRITTEN):
-        parser.error(f"--sizes has {', '.join(sorted(unknown))}, expected some of {','.join(WRITTEN)}")
+        parser.error(f"found {', '.join(sorted(unknown))} in --sizes, expected some of {','.join(WRITTEN)}")
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out, prefix="benchmark-", delete=not options.keep) as folder:
         measurements, skipped = run(Path(folder), sizes, options.rounds, options.keep)
@@ -69,18 +69,18 @@ def main() -> None:
 
 
 def run(folder: Path, sizes: list[str], rounds: int, keep: bool) -> tuple[list[Measurement], list[str]]:
-    """Write the checkpoints and run every flow on each, in turn.
+    """Write the checkpoints, and run every flow on each in turn.
 
     Returns:
-        The measurements, and a line for each size or flow that this host has no room for.
+        The measurements, and a line for each size or flow that doesn't fit on this host.
     """
     measurements, skipped, sources, largest = [], [], {}, 0
     for size in sizes:
         shape = llama(size)
-        # The sources stay, so that the sizes alternate from round to round; of the targets there is one at a time.
+        # The sources stay, so that all sizes run in each round. Only one target exists at a time.
         needed = shape.bytes + max(shape.bytes, largest) + MARGIN
         if needed > (free := shutil.disk_usage(folder).free):
-            skipped.append(f"skipped {size}: it needs {needed / GB:.0f} GB of disk, {free / GB:.0f} GB are free")
+            skipped.append(f"skipped {size}: needs {needed / GB:.0f} GB of disk, and {free / GB:.0f} GB are free")
             continue
         console.print(f"writing {size}, {shape.bytes / GB:.1f} GB")
         sources[size], largest = write(folder / size, shape), max(shape.bytes, largest)
@@ -90,11 +90,11 @@ def run(folder: Path, sizes: list[str], rounds: int, keep: bool) -> tuple[list[M
             for flow in FLOWS:
                 needed = flow.memory * llama(size).bytes
                 if needed > psutil.virtual_memory().available:
-                    line = f"skipped {flow.name} of {size}: it needs {needed / GB:.1f} GB of memory"
+                    line = f"skipped {flow.name} of {size}: needs {needed / GB:.1f} GB of memory"
                     skipped += [line] if line not in skipped else []
                     continue
                 log = folder / f"{size}-{flow.name.split()[0]}-{number}.log"
-                # What it imports is in the page cache then; the flow before may have needed all memory.
+                # This puts the imported modules into the page cache, because the last flow may have needed all memory.
                 measure(flow, small, folder / "target", log)
                 done, cached, sync = measure(flow, source, folder / "target", log)
                 measurements.append(results.measurement(size, flow.name, number, done, cached, sync))
@@ -107,14 +107,14 @@ def run(folder: Path, sizes: list[str], rounds: int, keep: bool) -> tuple[list[M
 
 
 def write(folder: Path, shape: Shape) -> Path:
-    """Write a checkpoint with a small tokenizer; the vocabulary's size in the configuration is the true one."""
+    """Write a checkpoint with a small tokenizer. The configuration has the shape's own vocabulary size."""
     write_checkpoint(folder, shape)
     train_tokenizer(folder)
     return folder
 
 
 def planned(size: str) -> dict[str, int]:
-    """Make the plan of a size, without what packages print meanwhile."""
+    """Return the plan of a size, and hide what packages print meanwhile."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         from benchmarks.plan import plan
 
@@ -122,7 +122,7 @@ def planned(size: str) -> dict[str, int]:
 
 
 def about() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return date, host, versions, and methods of the measurements."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "host": {
@@ -133,11 +133,11 @@ def about() -> dict[str, Any]:
         },
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "flows": {flow.name: flow.description for flow in FLOWS},
-        "page_cache": "the checkpoint's files are dropped before each run (posix_fadvise), all else is warm, "
-        "for the flow has just run on a small model; sync is what the disk takes after the command has ended, and is "
-        "in no wall time",
+        "page_cache": "the checkpoint's files are dropped before each run (posix_fadvise); everything else is warm, "
+        "because the flow has just run on a small model; sync is the time of the disk after the command has ended, "
+        "and no wall time includes it",
         "memory": "sums over the process tree from /proc/PID/smaps_rollup: anonymous pages, pages of mapped files, "
-        "and resident, which is both and is what the bars are about",
+        "and resident, which is the sum of both; the bars are about resident",
     }
 
 

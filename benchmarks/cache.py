@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes files out of the page cache, without being root."""
+"""Drop files from the page cache, without root permissions."""
 
 import errno
 import mmap
@@ -12,18 +12,18 @@ _PROBES = 64
 
 
 def drop(folder: Path) -> None:
-    """Take the files of a folder out of the page cache, so that the next reader gets them from the disk."""
+    """Drop the files of a folder from the page cache, so that the next reader gets them from the disk."""
     for path in _files(folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # pages that are not written yet stay
+            os.fsync(descriptor)  # unwritten pages can't be dropped
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
 
 
 def cached(folder: Path) -> float:
-    """Return the part of a folder's bytes, from 0 to 1, that lies in the page cache, from some pages of each file."""
+    """Return the fraction of a folder's bytes in the page cache, estimated from some pages of each file."""
     total = found = 0.0
     for path in _files(folder):
         if probes := list(_probe(path)):
@@ -37,9 +37,9 @@ def _probe(path: Path) -> Iterator[bool]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
-        # Each page once: a probe brings in the page that it misses.
+        # Probe each page only once, because a probe may load a missing page.
         for page in dict.fromkeys(size * at // _PROBES // mmap.PAGESIZE for at in range(_PROBES if size else 0)):
-            # Random access, or a probe would have the kernel read on behind it.
+            # Random access keeps the kernel from reading ahead.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             try:
                 os.preadv(descriptor, [bytearray(1)], page * mmap.PAGESIZE, os.RWF_NOWAIT)
@@ -48,7 +48,7 @@ def _probe(path: Path) -> Iterator[bool]:
             except OSError as error:
                 if error.errno != errno.EOPNOTSUPP:
                     raise
-                return  # a file system that can't tell
+                return  # the file system can't tell
             else:
                 yield True
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared: a copy, upstream's import and the streaming import, each a command that a user could type."""
+"""The flows to compare: a copy, upstream's import, and the streaming import, each a command of a user."""
 
 import os
 import shutil
@@ -13,14 +13,14 @@ from benchmarks.memory import Run
 
 @dataclass(frozen=True)
 class Flow:
-    """A way from one folder to another.
+    """A command that writes a target folder from a source folder.
 
     Attributes:
-        name: What tables and the plot call it.
-        description: What it is, in a line.
-        command: The command, to which source and target are added.
+        name: The name in tables and in the plot.
+        description: A description in one line.
+        command: The command, without source and target.
         memory: Bytes of memory that it needs for each byte of the source.
-        stages_first: Whether `release.incomplete` is there when its conversion starts: upstream's flow converts first.
+        stages_first: Whether it makes `release.incomplete` before it converts. Upstream's flow converts first.
     """
 
     name: str
@@ -38,9 +38,9 @@ FLOWS = (
     Flow("cp -r", "cp -r of the checkpoint's files", ("cp", "-r")),
     Flow(
         "upstream",
-        # 0.6.2 as it is on PyPI stops on a host without CUDA, so what runs is its own code in this wheel.
-        "import_ckpt(streaming=False): upstream 0.6.2's flow, low_memory_save, from the patched wheel, which writes a "
-        "release and runs without CUDA; 0.6.2 as published needs a GPU",
+        # Upstream's wheel of 0.6.2 doesn't run without CUDA, so upstream's code in the fork build runs instead.
+        "import_ckpt(streaming=False): upstream 0.6.2's flow, low_memory_save, from the fork build, which writes a "
+        "release checkpoint and runs without CUDA; 0.6.2 as published needs a GPU",
         (sys.executable, "-c", _IN_MEMORY),
         memory=1.15,
     ),
@@ -54,24 +54,24 @@ FLOWS = (
 
 
 def measure(flow: Flow, source: Path, target: Path, log: Path) -> tuple[Run, float, float]:
-    """Run a flow with the source out of the page cache, and remove what it made.
+    """Run a flow with the source not in the page cache, and remove the target.
 
     The conversion starts when `save_checkpoint` makes `release.incomplete`.
 
     Args:
-        flow: What is run.
+        flow: The flow to run.
         source: The checkpoint.
-        target: A folder that isn't there.
-        log: Where the command's output goes.
+        target: A folder that doesn't exist.
+        log: The file for the command's output.
 
     Returns:
-        The run; the part of the source that was in the page cache before, from 0 to 1; and the seconds that the disk
-        took afterwards for what the command had left in the page cache.
+        The run, the fraction of the source that was in the page cache before it, and the seconds that the disk took
+        afterwards to write what the command had left in the page cache.
     """
     os.sync()
     cache.drop(source)
     warm = cache.cached(source)
-    # Bytecode is kept, as pip leaves it.
+    # A normal installation writes bytecode.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     try:
         marker = target / "release.incomplete" if flow.stages_first else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a command, and samples the memory of its process tree while it runs."""
+"""Run a command, and sample the memory of its process tree meanwhile."""
 
 import subprocess
 import time
@@ -14,8 +14,8 @@ INTERVAL = 0.1
 """Seconds between two samples."""
 
 REST = 10
-"""A sample is followed by that many times its length without one. The kernel walks the page tables for it, which takes
-long for a large process and keeps it from changing its mappings meanwhile."""
+"""The pause after a sample, as a multiple of the sample's duration. The kernel walks the page tables for a sample.
+That takes long for a large process, which can't change its mappings meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Memory:
     """Resident memory of a process tree at one moment, in bytes.
 
     Attributes:
-        anonymous: Pages that belong to no file: what the processes allocated. The host can't do without them.
-        file: Pages of files that are mapped: libraries, and checkpoints that are read so. The kernel takes them back
-            when it needs memory.
+        anonymous: Pages without a file, which the processes allocated. The kernel can't reclaim them.
+        file: Pages of mapped files: libraries, and checkpoints that are read by mapping. The kernel reclaims them when
+            it needs memory.
     """
 
     anonymous: int
@@ -33,19 +33,19 @@ class Memory:
 
     @property
     def resident(self) -> int:
-        """The resident set size: both."""
+        """The resident set size, which is the sum of both."""
         return self.anonymous + self.file
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a command did.
+    """One run of a command.
 
     Attributes:
         wall: Seconds from its start to its end.
-        started: Seconds until the marker was there, None if it never was.
+        started: Seconds until the marker appeared, None if it never did.
         samples: Memory over time, each with the seconds since the start.
-        high_water: The largest resident set that a process of the tree had, as the kernel counts it, in bytes.
+        high_water: The largest resident set of a process of the tree, in bytes, as counted by the kernel.
     """
 
     wall: float
@@ -54,20 +54,20 @@ class Run:
     high_water: int
 
     def peak(self, kind: str) -> int:
-        """Return the peak of `anonymous`, `file` or `resident`, in bytes.
+        """Return the peak of `anonymous`, `file`, or `resident`, in bytes.
 
-        Of `resident` it is the kernel's where that is higher: a sample misses what comes and goes between two.
+        For `resident`, this is the kernel's figure if it is higher, because samples miss short peaks.
         """
         sampled = max((getattr(memory, kind) for _, memory in self.samples), default=0)
         return max(sampled, self.high_water) if kind == "resident" else sampled
 
 
 def read_kilobytes(text: str, *names: str) -> list[int]:
-    """Read values of a file like `/proc/PID/smaps_rollup` or `/proc/PID/status`.
+    """Read values from a file such as `/proc/PID/smaps_rollup` or `/proc/PID/status`.
 
     Args:
-        text: What the file says.
-        *names: Names of lines.
+        text: The content of the file.
+        *names: The names of lines.
 
     Returns:
         The values in bytes.
@@ -78,7 +78,7 @@ def read_kilobytes(text: str, *names: str) -> list[int]:
     lines = dict(line.split(":", 1) for line in text.splitlines() if line.endswith(" kB"))
     missing = [name for name in names if name not in lines]
     if missing:
-        raise ValueError(f"found no {missing[0]} among {sorted(lines)}: Linux from 4.14 on has it, use that")
+        raise ValueError(f"found {sorted(lines)}, expected {missing[0]} among them: use Linux 4.14 or later")
     return [int(lines[name].split()[0]) * 1024 for name in names]
 
 
@@ -87,9 +87,9 @@ def run(command: list[str], log: Path, marker: Path | None = None, env: Mapping[
 
     Args:
         command: The command.
-        log: Where its output goes.
-        marker: A file or folder, the appearance of which is noted.
-        env: The environment, None for this process's own.
+        log: The file for its output.
+        marker: A file or folder. The run records when it appears.
+        env: The environment. Default: that of this process.
 
     Raises:
         RuntimeError: The command failed.
@@ -121,18 +121,18 @@ def run(command: list[str], log: Path, marker: Path | None = None, env: Mapping[
 
 
 def _sample(pid: int) -> tuple[Memory, int]:
-    """The memory of a process and all its descendants, and the highest that one of them had."""
+    """Return the memory of a process and its descendants, and the highest that one of them had."""
     total, high_water = Memory(0, 0), 0
     for each in _tree(pid):
         try:
             resident, anonymous = read_kilobytes(Path(f"/proc/{each}/smaps_rollup").read_text(), "Rss", "Anonymous")
             (high,) = read_kilobytes(Path(f"/proc/{each}/status").read_text(), "VmHWM")
         except ProcessLookupError:
-            continue  # it is about to end, and has given its memory back
+            continue  # it is about to end, and has freed its memory
         except (OSError, ValueError):
             if psutil.pid_exists(each) and psutil.Process(each).status() != psutil.STATUS_ZOMBIE:
                 raise
-            continue  # it has ended meanwhile
+            continue  # it has ended
         total = Memory(total.anonymous + anonymous, total.file + resident - anonymous)
         high_water = max(high_water, high)
     return total, high_water

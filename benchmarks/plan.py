@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the streaming import would write, of models that are too large for this host: nothing is read or written."""
+"""Plan a streaming import of models that are too large for this host, without reading or writing weights."""
 
 import tempfile
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from megatron.bridge.utils.accelerator import with_process_group
 
 @dataclass(frozen=True)
 class Plan:
-    """What an import would write.
+    """The plan of an import.
 
     Attributes:
-        items: Tensors that are written, each a part of an entry of the checkpoint.
-        bytes: Bytes of them.
-        largest: Bytes of the largest.
-        block: Bytes of the blocks of weights that all threads hold at once, at most.
+        items: The number of tensors to write, each a part of an entry of the checkpoint.
+        bytes: Their bytes in total.
+        largest: The bytes of the largest.
+        block: The most bytes of weights that all threads hold at once.
     """
 
     items: int
@@ -37,7 +37,7 @@ class Plan:
 
 @with_process_group
 def plan(shape: Shape) -> Plan:
-    """Make the model on the meta device, from a checkpoint that has an index and no shards, and add its parts up.
+    """Return the plan of a shape, from a model on the meta device and a checkpoint with an index and no shards.
 
     Raises:
         RuntimeError: The model can't be streamed.
@@ -46,7 +46,7 @@ def plan(shape: Shape) -> Plan:
         write_plan(Path(folder), shape)
         model = streamed_model(AutoBridge.from_hf_pretrained(folder), Path(folder, "out"))
     if model is None:
-        raise RuntimeError("the model can't be streamed: the log says why")
+        raise RuntimeError("the model can't be streamed; the log says why")
     sizes = []
     for chunk in unwrap_model(model):
         state_dict = chunk.sharded_state_dict()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured, against the bars: as JSON, as tables, and as a plot."""
+"""Report the measurements as JSON, as tables with the bars, and as a plot."""
 
 import json
 import statistics
@@ -19,7 +19,7 @@ KINDS = ("resident", "anonymous", "file")
 COLUMNS = ("wall, s", "start-up, s", "sync, s", *(f"peak {kind}, GB" for kind in KINDS))
 
 _SAMPLES = 120
-"""Samples of a run that are kept, at most: the largest of each part of it."""
+"""The most samples of a run that are saved: the largest of each part of it."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Measurement:
         flow: A name of `flows.FLOWS`.
         round: The round, from 1.
         wall: Seconds from start to end of the command.
-        started: Seconds until its conversion started; None for a flow that doesn't tell.
+        started: Seconds until its conversion started, None if that is unknown.
         sync: Seconds that the disk took afterwards.
-        cached: Part of the source that was in the page cache before, from 0 to 1.
+        cached: The fraction of the source that was in the page cache before.
         resident: Peak of the resident set over the process tree, in bytes.
         anonymous: Peak of its anonymous pages, in bytes.
         file: Peak of its pages of mapped files, in bytes.
@@ -54,12 +54,12 @@ class Measurement:
 
     @property
     def past_start_up(self) -> float:
-        """Seconds from the start of the conversion to the end; all of them for a flow without start-up."""
+        """Seconds from the start of the conversion to the end, or of the whole command if the start is unknown."""
         return self.wall - (self.started or 0.0)
 
 
 def measurement(size: str, flow: str, number: int, run: Run, cached: float, sync: float) -> Measurement:
-    """Keep of a run what tables and plot show."""
+    """Return the part of a run that tables and plot show."""
     step = -(-len(run.samples) // _SAMPLES) or 1
     parts = [run.samples[start : start + step] for start in range(0, len(run.samples), step)]
     largest = [max(part, key=lambda sample: sample[1].resident) for part in parts]
@@ -70,13 +70,14 @@ def measurement(size: str, flow: str, number: int, run: Run, cached: float, sync
 
 @dataclass(frozen=True)
 class Bar:
-    """Something that the streaming import has to hold.
+    """A limit that the streaming import must keep.
 
     Attributes:
-        name: What is measured.
-        most: The highest value that holds.
-        unit: Of value and bar; "times" for a ratio.
-        value: Computes it from the measurements of a round, by size and flow. A KeyError says that one is missing.
+        name: The measured quantity.
+        most: The highest value that passes.
+        unit: The unit of the value; "times" for a ratio.
+        value: Computes the value from the measurements of a round, by size and flow. A KeyError means that one is
+            missing.
     """
 
     name: str
@@ -111,7 +112,7 @@ BARS = (
 
 @dataclass(frozen=True)
 class Spread:
-    """The smallest, the middle and the largest of some values."""
+    """The smallest, the median, and the largest of some values."""
 
     min: float
     median: float
@@ -127,7 +128,7 @@ class Spread:
 
 
 def compare(measurements: list[Measurement]) -> Iterator[tuple[Bar, Spread | None]]:
-    """Compute each bar's value in each round; None where a run for it is missing in every round."""
+    """Yield each bar with the spread of its values over the rounds, or None if no round has all its runs."""
     rounds = sorted({each.round for each in measurements})
     for bar in BARS:
         values = []
@@ -135,13 +136,13 @@ def compare(measurements: list[Measurement]) -> Iterator[tuple[Bar, Spread | Non
             of = {(each.size, each.flow): each for each in measurements if each.round == number}
             try:
                 values.append(bar.value(of))
-            except (KeyError, TypeError):  # not run, or the start of its conversion was not seen
+            except (KeyError, TypeError):  # it didn't run, or the start of its conversion is unknown
                 continue
         yield bar, Spread.of(values) if values else None
 
 
 def as_json(measurements: list[Measurement], plans: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """Return everything in plain types."""
+    """Return everything as plain types."""
     bars = [
         {
             "name": bar.name,
@@ -156,14 +157,14 @@ def as_json(measurements: list[Measurement], plans: dict[str, Any], about: dict[
 
 
 def dumps(report: dict[str, Any]) -> str:
-    """Write what `as_json` returns, with a line for each run: their samples are many."""
+    """Return the JSON of what `as_json` returns, with one line per run, because a run has many samples."""
     about = json.dumps({name: value for name, value in report.items() if name != "runs"}, indent=1)
     runs = ",\n  ".join(json.dumps(run) for run in report["runs"])
     return f'{about.removesuffix("\n}")},\n "runs": [\n  {runs}\n ]\n}}\n'
 
 
 def show(measurements: list[Measurement], plans: dict[str, Any], console: Console) -> None:
-    """Print runs, plans and bars as tables."""
+    """Print runs, plans, and bars as tables."""
     table = Table("size", "flow", *COLUMNS)
     for size, flow in dict.fromkeys((each.size, each.flow) for each in measurements):
         runs = [each for each in measurements if (each.size, each.flow) == (size, flow)]
@@ -176,7 +177,7 @@ def show(measurements: list[Measurement], plans: dict[str, Any], console: Consol
             str(Spread.of([each.sync for each in runs])),
             *(str(Spread.of([getattr(each, kind) / GB for each in runs])) for kind in KINDS),
         )
-    console.print(table, "Median (smallest–largest). GB are 10^9 bytes. resident = anonymous + file.")
+    console.print(table, "Median (smallest–largest). GB = 10^9 bytes. resident = anonymous + file.")
     if plans:
         table = Table("planned, not written", "tensors", "bytes, GB", "largest tensor, GB", "blocks held, MB")
         for size, each in plans.items():
@@ -191,14 +192,14 @@ def show(measurements: list[Measurement], plans: dict[str, Any], console: Consol
 
 
 def decimal(size: int) -> str:
-    """Write bytes in GB, and in MB if they are few."""
+    """Return bytes in GB, or in MB if there are few."""
     return f"{size / GB:.1f} GB" if size > GB / 10 else f"{size / 10**6:.0f} MB"
 
 
 def plot(measurements: list[Measurement], path: Path) -> None:
-    """Draw memory over time of the flows, of the largest size that all of them ran, in a round of middle length.
+    """Plot memory over time of each flow, for the largest size that all flows ran, in the round of median length.
 
-    A line is the resident set; the area below it, in the same colour, the anonymous part.
+    A line is the resident set. The area below it, in the same colour, is the anonymous part.
     """
     import matplotlib
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shapes of Llama 3, and the tensors that a checkpoint of each has."""
+"""The shapes of Llama 3, and the tensors of a checkpoint of each."""
 
 from dataclasses import dataclass
 from math import prod
@@ -14,8 +14,8 @@ _COMMON = {
     "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-    # The 1B and 3B models of Llama 3.2 tie them. Here every size has a head of its own, as 8B has, so that memory is
-    # compared across models that differ in size alone: the 1B shape has 1.5e9 parameters.
+    # The 1B and 3B models of Llama 3.2 tie them. Here every size has a separate head, as 8B does, so that the models
+    # differ in size only. So the 1B shape has 1.5e9 parameters.
     "tie_word_embeddings": False,
 }
 
@@ -28,19 +28,19 @@ SHAPES = {
     "405b": (16384, 53248, 126, 128),
 }
 WRITTEN = ("1b", "3b", "8b")
-"""Sizes that are written and imported; of the others only the plan is made."""
+"""Sizes that are written and imported. The other sizes are only planned."""
 
 BYTES_PER_VALUE = 2
-"""Of bfloat16."""
+"""The size of a bfloat16."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's configuration and its tensors, none of which exists.
+    """The configuration of a model and the shapes of its tensors, without any data.
 
     Attributes:
         config: The configuration.
-        tensors: Shape of each tensor by its name in Hugging Face's checkpoint.
+        tensors: The shape of each tensor, by its name in the Hugging Face checkpoint.
     """
 
     config: transformers.LlamaConfig
@@ -48,7 +48,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors in bfloat16."""
+        """The bytes of all tensors in bfloat16."""
         return sum(map(size, self.tensors.values()))
 
 
@@ -62,7 +62,7 @@ def llama(name: str, **changes: int) -> Shape:
 
     Args:
         name: A key of `SHAPES`.
-        **changes: Values of the configuration that go before the shape's.
+        **changes: Values that override those of the shape.
     """
     hidden, intermediate, layers, heads = SHAPES[name]
     values = {

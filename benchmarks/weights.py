@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes Hugging Face checkpoints with random weights as fast as the disk takes them, and never holds a tensor."""
+"""Write Hugging Face checkpoints with random weights at the speed of the disk, without holding a tensor in memory."""
 
 import json
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from benchmarks.shapes import BYTES_PER_VALUE, Shape, size
 
 SHARD_BYTES = 5 * 10**9
 
-# The safetensors format: 8 bytes of length, the header in JSON, and the tensors from a multiple of 8 bytes on.
+# The safetensors format: 8 bytes with the length, a JSON header, and the tensors, aligned to 8 bytes.
 _LENGTH_BYTES = _ALIGNMENT = 8
 
 
 def write_checkpoint(folder: Path, shape: Shape, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write configuration, shards and their index.
+    """Write configuration, shards, and index.
 
     Args:
-        folder: Where they go; made if it isn't there.
-        shape: What is written.
-        shard_bytes: The most bytes of tensors that a shard has, unless a single tensor has more.
+        folder: The folder of the checkpoint. It is made if it doesn't exist.
+        shape: The shape of the model.
+        shard_bytes: The most bytes of tensors in a shard, unless a single tensor has more.
     """
     shards = write_plan(folder, shape, shard_bytes)
     noise = _noise()
@@ -34,10 +34,10 @@ def write_checkpoint(folder: Path, shape: Shape, shard_bytes: int = SHARD_BYTES)
 
 
 def write_plan(folder: Path, shape: Shape, shard_bytes: int = SHARD_BYTES) -> dict[str, list[str]]:
-    """Write configuration and index, and not the shards.
+    """Write configuration and index, without the shards.
 
     Returns:
-        The names of each shard's tensors.
+        The names of the tensors of each shard.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape.config.save_pretrained(folder)
@@ -75,16 +75,16 @@ def _header(tensors: dict[str, tuple[int, ...]]) -> bytes:
 
 
 def _noise() -> np.ndarray:
-    """Normal values with a standard deviation of 0.02, in bfloat16, which numpy doesn't know: the half of a float32.
+    """Return normal values with a standard deviation of 0.02 in bfloat16: the upper halves of float32, for numpy.
 
-    32 MB, and a prime number of values, so that no two tensors begin alike and no two rows of one are the same.
+    The number of values is prime, so that no two tensors begin alike and no two rows of one are equal. It takes 32 MB.
     """
     values = np.random.default_rng(0).standard_normal(16_777_259, dtype=np.float32) * np.float32(0.02)
     return (values.view(np.uint32) >> 16).astype("<u2")
 
 
 def _values(shape: tuple[int, ...], noise: np.ndarray) -> Iterator[memoryview]:
-    """The bytes of one tensor, in pieces of the noise."""
+    """Yield the bytes of one tensor, in pieces of the noise."""
     left = size(shape) // BYTES_PER_VALUE
     start = left % 1_000_003
     while left:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The offline kit: all that the functional tests need on a host that has Python and torch and no network."""
+"""The offline kit: everything that the functional tests need on a host with Python and torch and without network."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ from fork.stack import REPOSITORY
 
 HERE = Path(__file__).parent
 CARRIED = ("tests/conftest.py", "tests/functional/*", "benchmarks/*.py", "pyproject.toml", "LICENSE", "NOTICE")
-"""What of this repository travels: the functional tests, and what they and pytest need."""
+"""The files of this repository in the kit: the functional tests, and what they and pytest need."""
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -36,21 +36,21 @@ def make(
     with_transformer_engine: bool = False,
     families: Sequence[str] = (),
 ) -> dict:
-    """Makes the kit in `folder`, whole or not at all, and returns its manifest.
+    """Makes the kit in `folder`, completely or not at all, and returns its manifest.
 
     Args:
-        folder: where it goes; a kit that is there is replaced.
-        wheel: the patched wheel.
+        folder: the folder of the kit; an older kit there is replaced.
+        wheel: the fork build.
         tools: the requirements of the tests' tools.
-        part_size: the most bytes that a file of the kit may have; None for one file.
-        with_transformer_engine: whether Transformer Engine for CUDA goes with it.
-        families: the families of the releases for the visit's gate; all of them if there are none.
+        part_size: the most bytes of a part of the payload; None for one part.
+        with_transformer_engine: whether to add Transformer Engine for CUDA.
+        families: the families of the release checkpoints for the visit's gate; default: all.
 
     Raises:
-        ForkError: the wheel is not there, a package can't be had, or `folder` holds something else.
+        ForkError: the wheel doesn't exist, a package can't be downloaded, or `folder` holds something else.
     """
     if not wheel.is_file():
-        raise ForkError(f"there is no {wheel}; build it with nox -s build, or give another with --wheel")
+        raise ForkError(f"{wheel} doesn't exist; build it with nox -s build, or pass another with --wheel")
     _check(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".kit-", dir=folder.parent) as scratch:
@@ -66,14 +66,14 @@ def make(
 
 def _check(folder: Path) -> None:
     if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
-        raise ForkError(f"{folder} is not empty and no kit; give another folder with --out")
+        raise ForkError(f"{folder} is not empty and not a kit; pass another folder with --out")
     kept = [name for name in ("results", "environment") if (folder / name).exists()]
     if kept:
-        raise ForkError(f"{folder / kept[0]} is of a run of the kit there; move it, or give another folder with --out")
+        raise ForkError(f"{folder / kept[0]} is from a run of the kit; move it, or pass another folder with --out")
 
 
 def gather(payload: Path, wheel: Path, packages: Iterable[str], with_transformer_engine: bool = False) -> None:
-    """Gathers what travels: the patched wheel, the others' wheels as their makers publish them, and the tests."""
+    """Gathers the payload: the fork build, the wheels of other packages as published, and the tests."""
     pinned = [f"{name}=={metadata.version(name)}" for name in packages]
     (payload / "wheels").mkdir(parents=True)
     compress(wheel, payload / "wheels" / wheel.name)
@@ -89,41 +89,41 @@ def gather(payload: Path, wheel: Path, packages: Iterable[str], with_transformer
 
 
 def write_releases(folder: Path, families: Sequence[str] = ()) -> None:
-    """Writes tiny releases, of all families or these, as hosts without Transformer Engine do, for the visit's gate."""
+    """Writes the tiny release checkpoints for the visit's gate, without Transformer Engine. Default: all families."""
     command = [sys.executable, str(REPOSITORY / "tests" / "functional" / "gate.py"), "write", str(folder)]
     command += [f"--family={name}" for name in families]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"})
     if done.returncode:
         raise ForkError(
-            f"can't write the releases of the gate: {(done.stderr.strip().splitlines() or ['nothing'])[-1]}"
+            f"can't write the gate's release checkpoints: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
         )
 
 
 def compress(wheel: Path, target: Path) -> None:
-    """Copies the patched wheel, whose files are stored as they are, with its files compressed: 2 MB and not 9."""
+    """Copies the fork build and compresses its files, which are stored uncompressed: 2 MB instead of 9."""
     with zipfile.ZipFile(wheel) as stored, zipfile.ZipFile(target, "w") as compressed:
         for info in stored.infolist():
             compressed.writestr(info, stored.read(info), zipfile.ZIP_DEFLATED)
 
 
 def get_wheels(requirements: Sequence[str], folder: Path) -> None:
-    """Has pip, with the user's own configuration of it, bring wheels; it builds those that exist as sources only."""
+    """Gets wheels with pip and the user's own configuration. pip builds packages that have no wheel."""
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
     command = [sys.executable, "-m", "pip", *quiet, "wheel", "--no-deps", "--wheel-dir", str(folder), *requirements]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        errors = re.findall(r"^ *ERROR: (.*)", done.stderr, re.MULTILINE) or ["nothing"]
+        errors = re.findall(r"^ *ERROR: (.*)", done.stderr, re.MULTILINE) or ["no error"]
         raise ForkError(f"can't get the kit's wheels: pip says {errors[-1]!r}; check the network and pip's index")
 
 
 def pack(payload: Path, folder: Path, part_size: int | None = None, compiled_for: dict | None = None) -> dict:
-    """Packs `payload` into `folder`, cut where a part is full, with the manifest and the scripts of the host's side.
+    """Packs `payload` into parts in `folder`, adds the manifest and the host's scripts, and returns the manifest.
 
     Args:
-        payload: the folder that travels.
-        folder: where the kit goes.
+        payload: the folder to pack.
+        folder: the folder of the kit.
         part_size: the most bytes of a part; None for one part.
-        compiled_for: the versions that the Transformer Engine in it is for; None if there is none.
+        compiled_for: the versions that the kit's Transformer Engine was compiled for; None without one.
     """
     folder.mkdir(parents=True)
     with Parts(folder, part_size) as parts, tarfile.open(fileobj=parts, mode="w|") as archive:
@@ -148,14 +148,14 @@ def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def entry(path: Path, folder: Path) -> dict:
-    """Returns a file's line of the manifest."""
+    """Returns the manifest's entry of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest}
 
 
 class Parts:
-    """A file that goes on in another one whenever it is full; `cat` puts them together again."""
+    """A file that is split into parts of a fixed size; `cat` joins them again."""
 
     def __init__(self, folder: Path, size: int | None) -> None:
         self.folder = folder
@@ -171,7 +171,7 @@ class Parts:
             self.file.close()
 
     def write(self, data: bytes) -> int:
-        """Write, and start another part where this one is full."""
+        """Write, and start another part when this one is full."""
         rest = memoryview(data)
         while rest:
             room = self.size - self.file.tell() if self.file and self.size else len(rest)
@@ -191,19 +191,19 @@ class Parts:
 
 
 def parse_size(text: str) -> int:
-    """Returns a number of bytes, given as `60M`: K, M and G are powers of 1024.
+    """Returns a number of bytes from a text such as `60M`. K, M, and G are powers of 1024.
 
     Raises:
-        ForkError: it is no size.
+        ForkError: the text is not a size.
     """
     found = re.fullmatch(r"(\d+)([KMG]?)", text.upper())
     if not found or not int(found[1]):
-        raise ForkError(f"{text!r} is no size; give bytes, or for example 60M")
+        raise ForkError(f"found the size {text!r}, expected a number of bytes, or for example 60M")
     return int(found[1]) * UNITS[found[2]]
 
 
 def report(manifest: dict) -> str:
-    """Returns what the kit weighs, the heaviest first."""
+    """Returns the sizes of the largest files and of the whole kit."""
     heaviest = sorted(manifest["files"], key=lambda each: -each["size"])[:8]
     lines = [f"{each['size'] / (1 << 20):7.1f} MiB  {Path(each['file']).name}" for each in heaviest]
     parts = manifest["parts"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packages of the kit: found among those that are installed here, by their requirements and by importing."""
+"""Find the packages of the kit among the installed ones, by their requirements and by imports."""
 
 import os
 import re
@@ -61,12 +61,12 @@ FOUND = (
     "xattr",
     "xxhash",
 )
-"""What `needed` has found so far. It finds each of them again where one is left out here, in a trial each."""
+"""What `needed` has found so far. It would find a package that is missing here, with one more trial import."""
 LEFT_OUT = ("torch", "hf-xet")
-"""The host has torch, with what it brings; the other, 4 MB of huggingface-hub's requirements, loads from the hub."""
+"""The host has torch and its requirements. hf-xet, 4 MB of huggingface-hub's requirements, is for downloads only."""
 TESTS = REPOSITORY / "tests" / "functional"
 
-# Many modules are imported only when they are used, so it converts, too.
+# Many modules are imported only when they are used, so the trial converts a model too.
 TRIAL = """
 import importlib, sys, tempfile
 from pathlib import Path
@@ -87,17 +87,17 @@ if __name__ == "__main__":
 
 
 def needed(tools: Sequence[str]) -> list[str]:
-    """Returns the names of the packages that the functional tests need beside torch, the patched wheel's left out.
+    """Returns the names of the packages that the functional tests need, besides torch and the fork build.
 
-    The patched wheel asks for what each kind of training and data needs. So of its requirements only those are
-    taken without which its modules, Megatron-LM's loop and the tests can't be imported, and of Megatron Core, of
-    transformers and of the tools all.
+    The fork build requires packages for every kind of training and data. The kit takes only those without which its
+    modules, Megatron-LM's loop, or the tests can't be imported. It takes all requirements of Megatron Core,
+    transformers, and the tools.
 
     Args:
-        tools: the requirements of the tests' tools, and of what else is imported.
+        tools: the requirements of the tests' tools, and of other imports.
 
     Raises:
-        ForkError: the modules can't be imported here, and no package that is installed would help.
+        ForkError: a module can't be imported here, and no installed package has it.
     """
     names = closure(["pip", "megatron-core", "transformers", *(Requirement(each).name for each in tools)])
     here = {canonicalize_name(each.name) for each in metadata.distributions()}
@@ -107,7 +107,7 @@ def needed(tools: Sequence[str]) -> list[str]:
         while module := _missing(Path(folder)):
             found = _owner(module)
             if found in names:
-                raise ForkError(f"the tests can't be imported: no module named {module!r}, though {found} is there")
+                raise ForkError(f"the tests can't import {module!r}, although {found} is installed")
             print(f"needed for the module {module}: {found}", file=sys.stderr)
             link([found], Path(folder))
             names.append(found)
@@ -115,7 +115,7 @@ def needed(tools: Sequence[str]) -> list[str]:
 
 
 def closure(names: Iterable[str], through: Sequence[str] = LEFT_OUT) -> list[str]:
-    """Returns the packages and, without extras, all that they require; `through` are left out with what is theirs."""
+    """Returns the packages and all their requirements without extras, except for `through` and their requirements."""
     found: list[str] = []
     waiting = [canonicalize_name(name) for name in names]
     while waiting:
@@ -123,9 +123,9 @@ def closure(names: Iterable[str], through: Sequence[str] = LEFT_OUT) -> list[str
         if name not in (*found, *through):
             found.append(name)
             asked = [Requirement(each) for each in _distribution(name).requires or []]
-            # `extra` is empty: no extra's.
+            # An empty `extra` leaves out the requirements of extras.
             chosen = [each for each in asked if each.marker is None or each.marker.evaluate({"extra": ""})]
-            # An extra that is asked for, such as torch's of cuda-toolkit, is in the same metadata.
+            # A requested extra, such as cuda-toolkit's in torch, is in the same metadata.
             for each in chosen:
                 waiting += [canonicalize_name(each.name), *_of_extras(each)]
     return found
@@ -146,38 +146,38 @@ def _distribution(name: str) -> metadata.Distribution:
 
 
 def _missing(folder: Path) -> str | None:
-    """Imports and converts with the packages in `folder` alone; returns the module that is missing, or None."""
-    # On GPUs the rows of the matrix run, and no other tests.
+    """Imports and converts with only the packages in `folder`; returns the missing module, or None."""
+    # On GPUs, only the rows of the matrix run.
     files = [path for path in TESTS.glob("*.py") if not path.stem.startswith("test_") or path.stem == "test_matrix"]
     modules = sorted(path.stem for path in files)
     script = TRIAL.format(paths=[str(folder), str(TESTS)], modules=modules)
-    # -S leaves out this environment's packages, -I the user's.
+    # -S hides this environment's packages, -I hides the user's.
     quiet = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, env=quiet)
     if done.returncode == 0:
         return None
-    # The last: what is caught may have been shown too, and modelopt answers with an error of its own.
+    # Take the last one: caught errors may be printed too, and modelopt raises another error.
     named = re.findall(r"No module named '([\w.]+)'", done.stderr)
     if not named:
         last = done.stderr.strip().splitlines()[-1]
-        raise ForkError(f"the packages of the kit aren't enough: {last}; add what it needs to FOUND in {__name__}")
+        raise ForkError(f"the kit lacks a package: {last}; add the package to FOUND in {__name__}")
     return named[-1]
 
 
 def _owner(module: str) -> str:
-    """Returns the package that has a module; several may share its first name."""
+    """Returns the package that has a module. Several packages may share its first name."""
     path = module.replace(".", "/")
     for name in metadata.packages_distributions().get(module.partition(".")[0], []):
         files = metadata.distribution(name).files or []
         if any(str(file).startswith((f"{path}/", f"{path}.")) for file in files):
             return canonicalize_name(name)
-    raise ForkError(f"no package that is installed here has the module {module!r}; add it to pyproject.toml")
+    raise ForkError(f"no installed package has the module {module!r}; add its package to pyproject.toml")
 
 
 def link(names: Iterable[str], folder: Path) -> None:
-    """Links the files of packages that are installed here into `folder`, which has these packages then and no others.
+    """Links the files of installed packages into `folder`, so that it has these packages only.
 
-    Folders are linked whole where one package has them alone, and file by file where several share them.
+    A folder of one package is linked as a whole. In a folder that several packages share, each file is linked.
     """
     shared = {top for top, owners in metadata.packages_distributions().items() if len(set(owners)) > 1}
     for name in names:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformer Engine for CUDA, whose PyTorch part is compiled here, once, without a GPU.
+"""Compile the PyTorch part of Transformer Engine for CUDA, once, without a GPU.
 
-PyPI has the library as a wheel and the PyTorch part as sources, because that must be compiled for one torch. NVIDIA's
-wheels have the headers that it asks for: the dependency group `transformer-engine-build`.
+PyPI has the library as a wheel, but the PyTorch part only as sources, because it must match one version of torch.
+NVIDIA's wheels have the headers that it needs: the dependency group `transformer-engine-build`.
 """
 
 import os
@@ -22,17 +22,17 @@ from fork.upstream import CACHE
 VERSION = "2.20.2"
 COMPILED_FOR = {"version": VERSION, "torch": "2.11.0", "cuda": "13"}
 IMPORTED = ["onnxscript"]
-"""What it imports beside the kit's packages; the rest of its requirements it does without until they are used."""
+"""What it imports besides the kit's packages. Its other requirements are imported only when they are used."""
 REQUIREMENTS = [f"transformer-engine=={VERSION}", f"transformer-engine-cu13=={VERSION}"]
 
 
 def compiled() -> Path:
-    """Returns the wheel of the PyTorch part, from the user's cache folder, or compiles it, which takes 16 CPU minutes.
+    """Returns the wheel of the PyTorch part from the user's cache folder. The first call compiles it (16 CPU minutes).
 
-    MAX_JOBS says how many compilers run at a time.
+    MAX_JOBS limits the number of compilers that run at a time.
 
     Raises:
-        ForkError: torch here is another one, or the compilation fails.
+        ForkError: another version of torch is installed, or the compilation fails.
     """
     if metadata.version("torch").partition("+")[0] != COMPILED_FOR["torch"]:
         raise ForkError(f"found torch {metadata.version('torch')}, expected {COMPILED_FOR['torch']}; use nox -s kit")
@@ -44,7 +44,7 @@ def compiled() -> Path:
 
 
 def _compile(kept: Path) -> Path:
-    """Compiles into `kept`; the compiler's output stays there, for a failure."""
+    """Compiles into `kept`, where the compiler's output stays in case of a failure."""
     log = kept / "log.txt"
     print(f"compiling transformer-engine-torch {VERSION}; log: {log}", file=sys.stderr)
     pip = ["-m", "pip", "-v", "wheel", "--no-deps", "--no-build-isolation", "--no-binary", "transformer-engine-torch"]
@@ -52,13 +52,13 @@ def _compile(kept: Path) -> Path:
         command = [sys.executable, *pip, "--wheel-dir", scratch, f"transformer-engine-torch=={VERSION}"]
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())
         if done.returncode:
-            raise ForkError(f"Transformer Engine can't be compiled; see {log}")
+            raise ForkError(f"the compilation of Transformer Engine failed; see {log}")
         wheel = next(Path(scratch).glob("*.whl"))
         return wheel.rename(kept / wheel.name)
 
 
 def _environment() -> dict[str, str]:
-    """Returns the variables that lead the compiler to the headers of NVIDIA's wheels."""
+    """Returns environment variables with which the compiler finds the headers of NVIDIA's wheels."""
     site = Path(sysconfig.get_path("purelib"))
     headers = [site / "nvidia" / "cudnn" / "include", site / "nvidia" / "nccl" / "include", site / "include"]
     return {

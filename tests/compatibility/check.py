@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release of Megatron-Bridge, patched, does with the Megatron Core beside it, on the CPU.
+"""Test a fork build over one upstream version with its own Megatron Core, on the CPU.
 
     python tests/compatibility/check.py dist/compatibility/0.6.2.json
 
-Each stage of a row is one that a user goes through; a stage that fails is the row's result, with its error. The row is
-written as JSON, from which `table.py` makes docs/compatibility.md.
+Each stage of a row is a step of a user. The error of a stage that fails becomes its result. The row is written as
+JSON, from which `table.py` makes the table in docs/compatibility.md.
 """
 
 import argparse
@@ -35,12 +35,12 @@ ITERATIONS = 3
 
 @dataclass
 class Row:
-    """A release on its way from a Hugging Face model to Megatron-LM and back.
+    """One upstream version, tested from a Hugging Face model to Megatron-LM and back.
 
     Attributes:
-        folder: Where everything is written.
+        folder: The folder for everything that is written.
         megatron_lm: A checkout of Megatron-LM, for a megatron-core whose wheel lacks `megatron.training`.
-        results: What each stage came to.
+        results: The result of each stage.
     """
 
     folder: Path
@@ -54,11 +54,11 @@ class Row:
 
     @property
     def checkpoint(self) -> Path:
-        """The root of what `import_ckpt` writes."""
+        """The root of the checkpoint of `import_ckpt`."""
         return self.folder / "megatron"
 
     def run(self, *stages: Callable[["Row"], str]) -> bool:
-        """Run the stages in order, up to the first that fails, and return whether none does."""
+        """Run the stages in order until one fails, and return whether all passed."""
         for stage in stages:
             try:
                 self.results[stage.__name__] = stage(self)
@@ -71,7 +71,7 @@ class Row:
 
 
 def imports(row: Row) -> str:
-    """Import Bridge, and make the model that the other stages need."""
+    """Import Bridge, and make the model for the other stages."""
     import models
 
     import megatron.bridge  # noqa: F401
@@ -92,13 +92,13 @@ def writes_release(row: Row) -> str:
     tracker = (row.checkpoint / "latest_checkpointed_iteration.txt").read_text()
     assert tracker == "release", f"the tracker says {tracker}"
     args = read_megatron_lm_args(row.checkpoint)
-    assert args.no_save_optim and args.padded_vocab_size, "the args lack what Megatron-LM reads"
-    assert (row.checkpoint / "release" / "common.pt").is_file(), "there is no common.pt, which core 0.12 to 0.18 reads"
+    assert args.no_save_optim and args.padded_vocab_size, "the args lack values that Megatron-LM reads"
+    assert (row.checkpoint / "release" / "common.pt").is_file(), "common.pt is missing, which core 0.12 to 0.18 needs"
     return "args in `common.pt`"
 
 
 class Payload:
-    """Pickles to a call that leaves a folder, and would do so with any other."""
+    """An object whose pickle makes a folder when it is loaded, as it could call anything else."""
 
     def __init__(self, trace: Path):
         self.trace = trace
@@ -121,9 +121,9 @@ def refuses_code(row: Row) -> str:
     try:
         AutoBridge.from_hf_pretrained(row.model).export_ckpt(planted, row.folder / "from-planted")
     except ValueError as error:
-        assert "mkdir" in str(error), f"another error: {error}"
+        assert "mkdir" in str(error), f"found another error: {error}"
     else:
-        raise AssertionError("it was loaded")
+        raise AssertionError("the checkpoint was loaded")
     assert not trace.exists(), "the code ran"
     return "code in `.metadata` doesn't run"
 
@@ -138,17 +138,19 @@ def loads_in_core(row: Row) -> str:
     with temporary_distributed_context(backend="gloo"):
         loaded = dist_checkpointing.load_plain_tensors(str(row.checkpoint / "release"))
     tensors = [value for value in loaded.values() if isinstance(value, torch.Tensor)]
-    assert tensors and all(torch.isfinite(tensor).all() for tensor in tensors), "there is nothing, or no number, in it"
+    assert tensors and all(torch.isfinite(tensor).all() for tensor in tensors), (
+        "found no tensors, or values that are not finite"
+    )
     return f"{len(tensors)} tensors"
 
 
 def trains(row: Row) -> str:
-    """Fine-tune with Megatron-LM's loop, which megatron-core's wheel has or the checkout."""
+    """Fine-tune with Megatron-LM's loop, from megatron-core's wheel or from the checkout."""
     note = ""
     if util.find_spec("megatron.training") is None:
         if row.megatron_lm is None:
             return "not tried: no --megatron-lm"
-        # Megatron Core stays that of the wheel, whose helpers are compiled.
+        # Megatron Core still comes from the wheel, because its helpers are compiled.
         (row.folder / "lm" / "megatron").mkdir(parents=True)
         for package in (row.megatron_lm.resolve() / "megatron").iterdir():
             if package.is_dir() and package.name != "core":
@@ -169,12 +171,12 @@ def trains(row: Row) -> str:
     assert list(losses) == list(range(1, ITERATIONS + 1)), f"found losses of {list(losses)}"
     first, last = losses[1], losses[ITERATIONS]
     assert math.isfinite(last) and last < first, f"the loss went from {first} to {last}"
-    assert steps.tracker(training.checkpoint) == str(ITERATIONS), "the tracker doesn't say the last iteration"
+    assert steps.tracker(training.checkpoint) == str(ITERATIONS), "the tracker doesn't name the last iteration"
     return f"loss {first:.3f} → {last:.3f}{note}"
 
 
 def exports(row: Row) -> str:
-    """Export what was imported, and compare the weights bit for bit."""
+    """Export the checkpoint, and compare the weights bit for bit."""
     import torch
     from safetensors.torch import load_file
 
@@ -201,14 +203,14 @@ def _expect_same(before: dict[str, bytes], after: dict[str, bytes]) -> None:
 
 
 def keeps_files(row: Row) -> str:
-    """Look at what the release has kept of the model beside its weights."""
+    """Compare the files that the release checkpoint keeps with those of the model."""
     kept = _files(row.checkpoint / "release" / "hf")
     _expect_same(_files(row.model), kept)
     return f"{len(kept)} files byte for byte"
 
 
 def gives_files_back(row: Row) -> str:
-    """Compare what the export has beside weights and config with the model."""
+    """Compare the files of the export, except weights and config, with those of the model."""
     before, after = _files(row.model), _files(row.folder / "exported")
     _expect_same(before | {"config.json": b""}, after | {"config.json": b""})
     return "byte for byte"
@@ -222,7 +224,7 @@ def gives_config_back(row: Row) -> str:
 
 
 def streams(row: Row) -> str:
-    """Import the model in memory, and find that the import before was streamed and wrote the same."""
+    """Import the model in memory, and check that the earlier import was streamed and wrote the same."""
     import torch
     from megatron.core import dist_checkpointing
 
@@ -233,7 +235,7 @@ def streams(row: Row) -> str:
     AutoBridge.import_ckpt(row.model, row.folder / "in-memory", streaming=False)
     with temporary_distributed_context(backend="gloo"):
         model = streamed_model(AutoBridge.from_hf_pretrained(row.model), row.folder / "streamed")
-        assert model is not None, "this model is imported in memory"
+        assert model is not None, "the model was not streamed"
         streamed, in_memory = (
             dist_checkpointing.load_plain_tensors(str(root / "release"))
             for root in (row.checkpoint, row.folder / "in-memory")
@@ -246,11 +248,11 @@ def streams(row: Row) -> str:
 
 
 def inspects(row: Row) -> str:
-    """Ask the command what is at the checkpoint."""
+    """Inspect the checkpoint with the command."""
     command = Path(sys.executable).with_name("megatron-bridge")
     done = subprocess.run([command, "inspect", row.checkpoint], capture_output=True, text=True)
     assert done.returncode == 0, (done.stderr.strip() or done.stdout.strip()).partition("\n")[0]
-    assert "release" in done.stdout, "it doesn't say that this is a release checkpoint"
+    assert "release" in done.stdout, "the command doesn't recognize a release checkpoint"
     return "`megatron-bridge inspect` recognizes a release checkpoint"
 
 
@@ -270,10 +272,12 @@ STAGES = (
 
 
 def main() -> None:
-    """Run the row, print it, write it, and end with 1 if a stage fails."""
+    """Run the row, print it, write it, and exit with 1 if a stage fails."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="the JSON file for the row")
-    parser.add_argument("--megatron-lm", type=Path, metavar="DIR", help="a checkout of Megatron-LM, see `Row`")
+    parser.add_argument(
+        "--megatron-lm", type=Path, metavar="DIR", help="a checkout of Megatron-LM, for a core without a loop"
+    )
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of docs/compatibility.md that says which Megatron Core reads what which wheel has written.
+"""The table of docs/compatibility.md with the Megatron Cores that read a release checkpoint, for each writer.
 
-A row is a reader, a column is a writer, and the last column says when a cell of the row changed: a result that was
-found again leaves the page as it is.
+A row is a reader, and a column is a writer. The last column is the date when a cell of the row last changed. A result
+that didn't change leaves the page as it is.
 """
 
 import re
@@ -17,20 +17,20 @@ Rows = dict[str, dict[str, str]]
 
 
 def rows_of(text: str) -> Rows:
-    """Return the cells of a table by row and column, none if there is no table."""
+    """Return the cells of a table by row and column, or none if there is no table."""
     head, *lines = [_cells(line) for line in text.splitlines() if line.startswith("|")] or [[FIRST]]
     return {line[0]: dict(zip(head[1:], line[1:], strict=True)) for line in lines[1:]}
 
 
 def with_result(text: str, reader: str, writer: str, result: str, date: str) -> str:
-    """Return the table with one result more, which replaces that of the same reader and writer.
+    """Return the table with one more result, which replaces an older one of the same reader and writer.
 
     Args:
-        text: the table as it was, or nothing.
-        reader: the version of megatron-core that reads, and for a checkout what else tells it from others.
-        writer: the version of megatron-bridge that writes, and in brackets that of megatron-core.
-        result: what came of it.
-        date: when.
+        text: The old table, or nothing.
+        reader: The version of megatron-core that reads, with more words for a checkout.
+        writer: The version of megatron-bridge that writes, with that of megatron-core in brackets.
+        result: The result.
+        date: The date of the result.
     """
     rows = rows_of(text)
     row = rows.setdefault(reader, {})

@@ -3,9 +3,8 @@
 
     PYTHONPATH=CORE python tests/compatibility/load_release.py CHECKPOINT/release WEIGHTS.pt
 
-The model is the one that the checkpoint's args describe: Megatron Core's `GPTModel` with its local layers, on the CPU.
-Whatever the model has must be in the checkpoint, every weight of the checkpoint in the model, and each as it is in
-WEIGHTS.pt, by the model's names.
+The checkpoint's args describe the model: Megatron Core's `GPTModel` with its local layers, on the CPU. Model and
+checkpoint must have the same weights, and each weight must equal that of the same name in WEIGHTS.pt.
 """
 
 import sys
@@ -23,7 +22,7 @@ from megatron.core.transformer import TransformerConfig
 from weights import differing
 
 
-# What Megatron Core 0.19 adds for readers of its own, and what Transformer Engine keeps of FP8.
+# Entries of Megatron Core 0.19 for its own readers, and Transformer Engine's entries for FP8.
 NO_WEIGHTS = ("common_state", "_extra_state")
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the table of releases in docs/compatibility.md from the rows that check.py has left.
+"""Write the table of upstream versions in docs/compatibility.md from the rows of check.py.
 
     python tests/compatibility/table.py dist/compatibility docs/compatibility.md
 
-Only what is between the markers `releases` is written (`page.py`), and the lines of releases that were not tried again
-stay.
+It writes only between the markers `releases` (`page.py`), and keeps the lines of upstream versions that were not
+tested again.
 """
 
 import argparse
@@ -28,16 +28,16 @@ CHANGES = {
     "export-model-files": {"gives_files_back": "files"},
     "source-config": {"gives_config_back": "config"},
 }
-"""The stages of check.py that show each change of the stack, and what the table calls them."""
+"""For each change of the stack, the stages of check.py that show it, and their names in the table."""
 HEADER = [*VERSIONS, "change", "result", "date"]
 
 
 def table(rows: list[dict], kept: Sequence[str] = ()) -> str:
-    """Returns the rows as Markdown, oldest release first, a line for each change of the stack.
+    """Return the rows as Markdown, oldest upstream version first, with a line for each change of the stack.
 
     Args:
-        rows: what check.py has left.
-        kept: lines of the table as it was; those of other releases stay.
+        rows: The rows of check.py.
+        kept: The lines of the old table. Those of other upstream versions stay.
     """
     lines = {row["versions"]["megatron-bridge"]: _lines(row) for row in rows}
     for line in kept:
@@ -65,15 +65,15 @@ def _lines(row: dict) -> list[str]:
 
 
 def lines_of(block: str) -> list[str]:
-    """Returns the lines below the table's head, none if `block` is another table or none."""
+    """Return the lines below the table's head, or none if `block` is not this table."""
     head, *lines = block.splitlines() or [""]
     return lines[1:] if head == _line(HEADER) else []
 
 
 def main() -> None:
-    """Write the section."""
+    """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("rows", type=Path, help="the folder of check.py's JSON files")
+    parser.add_argument("rows", type=Path, help="the folder with the JSON files of check.py")
     parser.add_argument("page", type=Path, help="the Markdown file")
     given = parser.parse_args()
     rows = [json.loads(path.read_text("utf-8")) for path in given.rows.glob("*.json")]

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One release checkpoint, and every Megatron Core that reads it: what `nox -s megatron_versions` runs.
+"""Let every Megatron Core read one release checkpoint: `nox -s megatron_versions`.
 
     python tests/compatibility/versions.py make dist/megatron-versions/0.6.2
     python tests/compatibility/versions.py read dist/megatron-versions/0.6.2 0.15.3
     python tests/compatibility/versions.py read dist/megatron-versions/0.6.2 ../Megatron-LM
 
-The first runs in the environment of a wheel, which makes a tiny Llama 3 and imports it. The others run there too, and
-let a Megatron Core from PyPI, or that of a checkout of Megatron-LM, load the release in processes which find that
-Megatron Core first. Where it comes with `megatron.training`, it trains as well. The result goes into
-docs/compatibility.md, and ends the process with 1 if it is not what it should be.
+All commands run in the environment of a fork build. The first makes a tiny Llama 3 and imports it. The others let a
+Megatron Core from PyPI or from a checkout of Megatron-LM load the release checkpoint, in processes that find that
+Megatron Core first. If it comes with `megatron.training`, it trains too. The result is written to
+docs/compatibility.md. A wrong result makes the exit code 1.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from fork.upstream import CACHE  # noqa: E402
 
 CORES = tomllib.loads((HERE / "cores.toml").read_text("utf-8"))
 REFERENCE = list(CORES)[-1]
-"""The Megatron Core whose losses the others must have."""
+"""The Megatron Core with the reference losses."""
 PINS = {
     "d3528a21301db2d12e92912b3ec025dc8a2ed4d6": "pin of AMD Primus",
     "1dcf0dafa884ad52ffb243625717a3471643e087": "pin of slime",
@@ -52,11 +52,11 @@ EMULATED = {"FUNCTIONAL_PLATFORM": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "HIP_VIS
 
 
 class Failed(Exception):
-    """What a Megatron Core makes of the release is not what it should be."""
+    """A Megatron Core failed with the release checkpoint."""
 
 
 def make(folder: Path) -> None:
-    """Make a model, its release, the weights that it has, and conversations below `folder`, which is emptied."""
+    """Empty `folder`, and write a model, its release checkpoint, its weights, and conversations there."""
     import models
     import steps
     import torch
@@ -74,7 +74,7 @@ def make(folder: Path) -> None:
 
 
 def unpacked(version: str) -> Path:
-    """Return the folder that holds megatron-core of PyPI, unpacked: pip brings it once, and checks its hash."""
+    """Return the folder of an unpacked megatron-core from PyPI. pip downloads it once and checks its hash."""
     folder = platformdirs.user_cache_path(CACHE) / "megatron-core" / version
     if folder.is_dir():
         return folder
@@ -83,23 +83,23 @@ def unpacked(version: str) -> Path:
         pinned, target = Path(scratch, "requirements.txt"), Path(scratch, "target")
         hashes = " ".join(f"--hash=sha256:{each}" for each in CORES[version]["sha256"])
         pinned.write_text(f"megatron-core=={version} {hashes}\n", "utf-8")
-        # Only a wheel, and as it is: this Python's version may be another, and nothing of it is installed.
+        # Unpack only a wheel. It may be for another Python, because nothing is installed.
         options = ["--only-binary=:all:", "--no-deps", f"--python-version={CORES[version]['python']}"]
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *options]
         if subprocess.run([*pip, f"--target={target}", f"--requirement={pinned}"]).returncode:
-            sys.exit(f"megatron-core {version} can't be had: pip's error is above; check the network and pip's index")
+            sys.exit(f"can't get megatron-core {version}: see pip's error above; check the network and pip's index")
         target.rename(folder)
     return folder
 
 
 def loads(folder: Path, core: Path, out: Path) -> None:
-    """Let a Megatron Core load the release, and compare every weight with the source's.
+    """Let a Megatron Core load the release checkpoint, and compare every weight with the source.
 
     Raises:
         Failed: It doesn't load, a weight differs, or another Megatron Core was found.
     """
-    # Core 0.15 compiles an extension for GPUs as soon as it is imported, for which a host without one has no
-    # architecture; it does without where PATH has no ninja.
+    # The import of core 0.15 compiles an extension for GPUs, which fails without a GPU. It skips that without ninja on
+    # PATH.
     environment = os.environ | {"PATH": "", "PYTHONPATH": str(core)}
     given = [str(folder / "megatron" / "release"), str(folder / "weights.pt")]
     command = [sys.executable, str(HERE / "load_release.py"), *given]
@@ -113,14 +113,14 @@ def loads(folder: Path, core: Path, out: Path) -> None:
 
 
 def _check_origin(log: Path, core: Path) -> None:
-    # `megatron` has no `__init__.py`: what one folder on the path lacks comes from the next.
+    # `megatron` has no `__init__.py`, so modules that one folder lacks come from the next folder on the path.
     found = re.search(r"^Megatron Core \S+ of (.*)$", log.read_text("utf-8"), re.M)[1]
     if Path(found) != core:
-        raise Failed(f"Megatron Core of {found} was found, expected that of {core}")
+        raise Failed(f"found Megatron Core in {found}, expected it in {core}")
 
 
 def losses(folder: Path, core: Path, out: Path) -> dict[int, float]:
-    """Let the Megatron-LM beside a Megatron Core train from the release, and return the loss of each iteration.
+    """Let the Megatron-LM of a Megatron Core train from the release checkpoint, and return the losses.
 
     Raises:
         Failed: It doesn't train, or another Megatron Core was found.
@@ -139,7 +139,7 @@ def losses(folder: Path, core: Path, out: Path) -> dict[int, float]:
 
 
 def reference(folder: Path) -> dict[int, float]:
-    """Return the losses that Megatron-LM of `REFERENCE` has from the release, which it trains from once."""
+    """Return the losses of the Megatron-LM of `REFERENCE`, which trains from the release checkpoint only once."""
     kept = folder / "reference.json"
     if not kept.is_file():
         found = losses(folder, unpacked(REFERENCE), folder / "runs" / "reference")
@@ -148,7 +148,7 @@ def reference(folder: Path) -> dict[int, float]:
 
 
 def trains(folder: Path, core: Path, out: Path) -> str:
-    """Let a Megatron-LM train from the release, and return its first and its last loss, which are the reference's.
+    """Let a Megatron-LM train from the release checkpoint, and return its first and last loss.
 
     Raises:
         Failed: It doesn't train, the losses differ, or another Megatron Core was found.
@@ -161,7 +161,7 @@ def trains(folder: Path, core: Path, out: Path) -> str:
 
 
 def read(folder: Path, reader: str) -> bool:
-    """Let a Megatron Core load the release and train from it, write what came of it into the page, and return it.
+    """Let a Megatron Core load the release checkpoint and train, and write the result into the page.
 
     Args:
         folder: what `make` has made.
@@ -188,7 +188,7 @@ def read(folder: Path, reader: str) -> bool:
 
 
 def _commit(checkout: Path) -> str:
-    # A checkout that is no repository may lie in another one.
+    # A checkout that is not a repository may be inside another one.
     if not (checkout / ".git").exists():
         return "unknown"
     return subprocess.check_output(["git", "-C", str(checkout), "rev-parse", "HEAD"], text=True).strip()
@@ -214,17 +214,17 @@ def _write(reader: str, result: str) -> None:
 
 
 def main() -> None:
-    """Make a release, or let a Megatron Core read it."""
+    """Make a release checkpoint, or let a Megatron Core read it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, does in (("make", "make the release"), ("read", "let a Megatron Core read it")):
+    for name, does in (("make", "make the release checkpoint"), ("read", "let a Megatron Core read it")):
         command = commands.add_parser(name, help=does)
-        command.add_argument("folder", type=Path, help="where the release is")
+        command.add_argument("folder", type=Path, help="the folder of the release checkpoint")
     commands.choices["read"].add_argument("reader", help=f"one of {', '.join(CORES)}, or a checkout of Megatron-LM")
     given = parser.parse_args()
     reader = getattr(given, "reader", REFERENCE)
     if reader not in CORES and not _package_info(Path(reader)).is_file():
-        parser.error(f"{reader} is neither one of {', '.join(CORES)} nor a checkout of Megatron-LM: give one of them")
+        parser.error(f"{reader} is neither one of {', '.join(CORES)} nor a checkout of Megatron-LM: pass one of them")
     os.environ.update(EMULATED, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     if given.command == "make":
         make(given.folder)

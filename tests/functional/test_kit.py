@@ -32,7 +32,7 @@ OF_THE_HOST = "raise SystemError('this is the host\\'s, and not the kit\\'s')\n"
 
 @pytest.fixture(scope="module")
 def offline() -> tuple[list[str], dict[str, str]]:
-    """Give what starts a command without network: a namespace of its own, or where that is refused, proxies."""
+    """Return what starts a command without network: a namespace of its own, or where that is refused, proxies."""
     apart = ["unshare", "--map-root-user", "--net", sys.executable, "-c", LOOPBACK]
     if shutil.which("unshare") and not subprocess.run([*apart, "true"], capture_output=True).returncode:
         return apart, {}
@@ -62,7 +62,7 @@ def install_of_the_host(site: Path, name: str, version: str, entry_points: str =
 
 @pytest.fixture(scope="module")
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the kit that `--kit` names, or make one in parts."""
+    """Return the kit that `--kit` names, or make one in parts."""
     if given := request.config.option.kit:
         return given.absolute()
     default = REPOSITORY / "dist" / f"{backend.stem(LATEST)}-py3-none-any.whl"
@@ -118,7 +118,7 @@ def test_quickstart_on_a_bare_host(made, bare, offline, tmp_path: Path, record_p
     )
     # Whoever comes back with it loses no time to what is installed.
     again = run(made, bare, offline, tmp_path, "--", "true")
-    assert "the kit is installed in" in (again / "install.log").read_text()
+    assert "the kit is already installed in" in (again / "install.log").read_text()
 
 
 def test_visit(made, bare, offline, tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kills imports with SIGKILL at random moments, checks what each leaves, and that the next import puts it right.
+"""Kill imports with SIGKILL, check what each leaves, and check that the next import repairs it.
 
     python tests/reliability/kills.py --kills 200 --seed 0
 
-Each import runs in a fork of a process that has imported everything, and so takes about a second. Half of the kills
-come at a random time; half, and in any case one for each, at a change to the file system, so that the short moments
-between writing the payload and writing the tracker are hit, too. Half of the imports go into an empty place, half over
-an older release.
+Each import runs in a fork of a process that has imported everything, so it takes about a second. Half of the kills
+come at random times. The other half come at changes to the file system, each change at least once. So they also hit
+the short moments between writing the payload and writing the tracker. Half of the imports write to an empty folder,
+the other half replace an older release checkpoint.
 """
 
 import argparse
@@ -42,11 +42,11 @@ WHEN = ("before the first write", "while the payload was written", "between the 
 
 @dataclass(frozen=True)
 class Kill:
-    """When one import is killed.
+    """The moment when one import is killed.
 
     Attributes:
-        over: Whether an older release is there.
-        at: A time in parts of a whole import, or the number of a change to the file system.
+        over: Whether the import replaces an older release checkpoint.
+        at: A time as a fraction of an import, or the number of a change to the file system.
     """
 
     over: bool
@@ -55,11 +55,11 @@ class Kill:
 
 @dataclass(frozen=True)
 class Bench:
-    """Two models, an older release, and what an import of the newer one takes.
+    """Two models, a release checkpoint of the older one, and the length of an import of the newer one.
 
     Attributes:
-        seconds: Of an import, by whether it goes over the older release.
-        changes: To the file system, in the same way.
+        seconds: The seconds of an import, by whether it replaces the older release checkpoint.
+        changes: The number of its changes to the file system, by the same.
     """
 
     work: Path
@@ -70,10 +70,10 @@ class Bench:
     changes: dict[bool, int]
 
     def run(self, kill: Kill) -> tuple[str, bool]:
-        """Kill an import and see what it leaves; returns when it was, and whether there is a checkpoint after it.
+        """Kill an import and inspect what it leaves. Return when the kill came, and whether it left a checkpoint.
 
         Raises:
-            AssertionError: What the tracker names is neither checkpoint, or the next import went wrong.
+            AssertionError: The tracker names neither checkpoint, or the next import failed.
         """
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             out = prepare(self.work, Path(folder) / "out", kill.over)
@@ -90,9 +90,9 @@ class Bench:
             return tuple(seen["result"])
 
     def inspect(self, out: Path, over: bool) -> tuple[str, bool]:
-        """Look at what a kill left, import once more, and look at that."""
+        """Check what a kill left, import again, and check the result."""
         found, named = names(out), digest(out)
-        assert named in (None, self.old if over else None, self.new), f"a torn checkpoint: {found}"
+        assert named in (None, self.old if over else None, self.new), f"an incomplete checkpoint: {found}"
         link = {ITERATION_0} if self.options.get("link_iter_0") else set()
         leftovers = found - {"release", TRACKER} - link
         if named == self.new and not leftovers:
@@ -104,7 +104,7 @@ class Bench:
         else:
             when = 1
         convert(self.work, out, self.options)
-        assert digest(out) == self.new, "the next import wrote something else"
+        assert digest(out) == self.new, "the next import wrote another checkpoint"
         assert names(out) == {"release", TRACKER} | link, f"the next import left {names(out)}"
         assert names(out / "release") == PAYLOAD
         return WHEN[when], named is not None
@@ -128,7 +128,7 @@ def at_each_change(folder: Path, act: Callable[[], None]) -> None:
             changes = bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         else:
             changes = event in CHANGES
-        # shutil.rmtree names files relative to the descriptor of their folder.
+        # shutil.rmtree passes file names relative to the descriptor of their folder.
         if changes and (not os.path.isabs(args[0]) or str(args[0]).startswith(str(folder))):
             act()
 
@@ -142,7 +142,7 @@ def killed_at_change(number: int, folder: Path, work: Callable[[], None]) -> Non
 
 
 def measured(folder: Path, work: Callable[[], None]) -> tuple[float, int, list[str]]:
-    """Run `work`; returns its seconds, its changes below `folder`, and the modules that it imported."""
+    """Run `work`. Return its seconds, its changes below `folder`, and the modules that it imported."""
     before, counted = set(sys.modules), []
     at_each_change(folder, lambda: counted.append(1))
     start = time.monotonic()
@@ -151,7 +151,7 @@ def measured(folder: Path, work: Callable[[], None]) -> tuple[float, int, list[s
 
 
 def make_bench(work: Path, options: dict[str, Any]) -> Bench:
-    """Make the models and the older release, all in forks: this process must start no threads."""
+    """Make the models and the older release checkpoint in forks, because this process must not start threads."""
 
     def answer(function: Callable[[], Any]) -> Any:
         seen = run_forked(function)
@@ -170,7 +170,7 @@ def make_bench(work: Path, options: dict[str, Any]) -> Bench:
             return answer(partial(measured, out, partial(convert, work, out, options)))
 
     old, new = answer(references)
-    # What an import imports lazily, each fork would import anew.
+    # Otherwise each fork would import the lazily imported modules again.
     for module in trial(False)[2]:
         if module.startswith(("megatron.", "torch.", "transformers.")):
             __import__(module)
@@ -181,34 +181,36 @@ def make_bench(work: Path, options: dict[str, Any]) -> Bench:
 
 
 def plan(bench: Bench, kills: int, seed: int) -> list[Kill]:
-    """Draw the moments, in random order.
+    """Return the kills in random order.
 
     Raises:
-        ValueError: There are fewer than an import has changes to the file system.
+        ValueError: There are fewer kills than changes to the file system.
     """
     draw, half = random.Random(seed), kills // 2
     if half < (least := max(bench.changes.values())):
-        raise ValueError(f"found --kills {kills}, and an import makes {least} changes: give at least {2 * least}")
+        raise ValueError(f"found --kills {kills}, but an import makes {least} changes: pass at least {2 * least}")
     moments = []
     for over, count in bench.changes.items():
         by_change = max(half // 2, count)
-        # Each change has its turn before any has its second.
+        # Every change comes once before any comes twice.
         numbers = islice(cycle(draw.sample(range(count), count)), by_change)
         moments += [Kill(over, number) for number in numbers]
-        # A little beyond the end, to hit the last steps although no two imports take the same time.
+        # Go a little beyond the end, to hit the last steps although imports differ in length.
         moments += [Kill(over, draw.uniform(0, 1.1)) for _ in range(half - by_change)]
     return draw.sample(moments, len(moments))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="more arguments of import_ckpt")
+    parser.add_argument("--kills", type=int, default=200, help="number of kills; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="default: random")
+    parser.add_argument(
+        "--options", type=json.loads, default={}, metavar="JSON", help="extra arguments of import_ckpt"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = make_bench(Path(folder), given.options)
-        print(f"seed {given.seed}; an import takes {bench.seconds} s and {bench.changes} changes", flush=True)
+        print(f"seed {given.seed}; an import takes {bench.seconds} s and makes {bench.changes} changes", flush=True)
         kills = plan(bench, given.kills, given.seed)
         with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
             seen = list(pool.map(bench.run, kills))

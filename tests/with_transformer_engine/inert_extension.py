@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformer Engine's Python code without the libraries that compute, on a host that has neither them nor a GPU.
+"""Import Transformer Engine's Python code without its compiled libraries, on a host without a GPU.
 
-`transformer-engine` on PyPI is Transformer Engine's Python code, as it is on every GPU; `transformer-engine-cu13` and
-`transformer-engine-torch` have what is compiled. `install()` puts a module that computes nothing in the place of the
-extension `transformer_engine_torch`, so that Transformer Engine's modules can be made: their parameters, extra states
-and names are decided in Python. A call of anything compiled is an error.
+`transformer-engine` on PyPI is Transformer Engine's Python code, the same on every GPU. `transformer-engine-cu13` and
+`transformer-engine-torch` have the compiled code. `install()` replaces the extension `transformer_engine_torch` with a
+module that computes nothing, so that Transformer Engine's modules can be made. Python code decides their parameters,
+extra states, and names. A call of a compiled function is an error.
 """
 
 import functools
@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 EXTENSION = "transformer_engine_torch"
 
-# What Transformer Engine 2.20 asks the extension while it is imported or makes a module: versions of libraries, those
-# of CUDA 13, and two facts about streams.
+# What Transformer Engine 2.20 asks the extension at its import or while it makes a module: versions of libraries, here
+# those of CUDA 13, and two facts about streams.
 _ANSWERS = {
     "get_cublasLt_version": 130000,
     "get_cudnn_version": 91900,
@@ -29,9 +29,9 @@ _ANSWERS = {
 
 
 class _Enumeration(type):
-    """A class whose members come into being when they are first named, each with the next number.
+    """A class whose members are made at their first use, with consecutive numbers.
 
-    The true numbers are in the compiled code. Transformer Engine's Python code compares members and counts them.
+    Only the compiled code knows the real numbers. Transformer Engine's Python code compares and counts members.
     """
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ class _Enumeration(type):
 
 
 class _Compiled:
-    """An instance of a class of the extension: a member of an enumeration, or an object that holds nothing."""
+    """An instance of a class of the extension: a member of an enumeration, or an empty object."""
 
     value = 0
 
@@ -60,7 +60,7 @@ class _Compiled:
 
 
 class InertExtension(types.ModuleType):
-    """Has whatever is imported from it: classes by capitalized names, and functions that refuse to be called."""
+    """A module with every name: capitalized names are classes, other names are functions that raise an error."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -81,30 +81,30 @@ def _answer(value: Any) -> Any:
 
 def _refuse(name: str, *args: Any, **kwargs: Any) -> NoReturn:
     raise NotImplementedError(
-        f"{EXTENSION}.{name} is compiled and isn't here: Transformer Engine computes on a GPU only"
+        f"{EXTENSION}.{name} is compiled and not available: Transformer Engine computes only on a GPU"
     )
 
 
 def install() -> str:
-    """Import Transformer Engine's Python code over an inert extension, for the rest of this process.
+    """Import Transformer Engine's Python code with the inert extension, for the rest of this process.
 
-    Call it before Megatron Core is imported, which decides then whether there is a Transformer Engine.
+    Call it before Megatron Core is imported, because that import decides whether there is a Transformer Engine.
 
     Returns:
         Transformer Engine's version.
 
     Raises:
-        RuntimeError: Megatron Core is imported already.
+        RuntimeError: Megatron Core is already imported.
         ModuleNotFoundError: The package `transformer-engine` is not on the path.
     """
     if "megatron.core" in sys.modules:
         raise RuntimeError(
-            "found megatron.core imported; it has decided that there is no Transformer Engine: do this first"
+            "found megatron.core imported, which has decided that there is no Transformer Engine; call install() first"
         )
-    # Transformer Engine's own switch: load no library.
+    # With this setting, Transformer Engine loads no library.
     os.environ["NVTE_PROJECT_BUILDING"] = "1"
     with warnings.catch_warnings():
-        # It goes on without its part for PyTorch, whose extension isn't there, and says so.
+        # It warns that its PyTorch part has no extension, and continues.
         warnings.filterwarnings("ignore", "Detected a PyTorch installation", RuntimeWarning)
         import transformer_engine
     sys.modules[EXTENSION] = InertExtension(EXTENSION)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether models of Transformer Engine's modules load releases that were written without it, family by family.
+"""Load release checkpoints that were written without Transformer Engine into models of its modules, by family.
 
     python tests/with_transformer_engine/load_families.py [FAMILY…] [--page docs/compatibility.md]
 
-Each family's tiny model is imported in this process, which has no Transformer Engine, as on a user's host. Another
-process (`load_release.py`) loads the releases and saves what it loaded; it finds Transformer Engine's Python code in
-the folder that `TRANSFORMER_ENGINE` names. Its checkpoints are exported here again. `nox -s transformer_engine`
-prepares all that.
+This process has no Transformer Engine, like a user's host. It imports a tiny model of each family. Another process
+(`load_release.py`) loads the release checkpoints and saves the models. It finds Transformer Engine's Python code in
+the folder that `TRANSFORMER_ENGINE` names. This process exports the saved checkpoints. `nox -s transformer_engine`
+sets everything up.
 """
 
 import argparse
@@ -41,12 +41,12 @@ HEADER = ("family", "modules of Transformer Engine", "tensors", "extra states", 
 
 @dataclasses.dataclass
 class Row:
-    """What came of a family.
+    """The result of a family.
 
     Attributes:
-        family: Its name.
-        found: What `load_release.py` printed, by the names of its class `Found`; `error` alone where there is nothing.
-        returned: In what exports on this host, of the release and of what the model saved, differ from the source.
+        family: The family.
+        found: The output of `load_release.py`, by the names of its class `Found`, or only `error`.
+        returned: The differences between the source and exports on this host, of both checkpoints.
     """
 
     family: str
@@ -55,19 +55,19 @@ class Row:
 
     @property
     def problems(self) -> list[str]:
-        """Say, a line each, what should be otherwise; nothing where all is well."""
+        """Return a line for each problem."""
         found = self.found
         if found["error"]:
             return [found["error"]]
         if found["lacking"]:
-            return [f"the release lacks {len(found['lacking'])} keys: {', '.join(found['lacking'])}"]
-        lines = [f"its extra state is not empty: {name}" for name in found["filled_extra_states"]]
-        lines += [f"not what Bridge imports where Transformer Engine is: {line}" for line in found["unequal"]]
-        lines += [f"not what the Hugging Face model has: {line}" for line in found["lost"]]
-        lines += [f"in the release, of no use to a model of either kind: {key}" for key in found["no_copies"]]
+            return [f"the release checkpoint lacks {len(found['lacking'])} keys: {', '.join(found['lacking'])}"]
+        lines = [f"extra state that is not empty: {name}" for name in found["filled_extra_states"]]
+        lines += [f"differs from Bridge's import with Transformer Engine: {line}" for line in found["unequal"]]
+        lines += [f"differs from the Hugging Face model: {line}" for line in found["lost"]]
+        lines += [f"unused key of the release checkpoint that is not a copy: {key}" for key in found["no_copies"]]
         lines += [f"doesn't come back: {line}" for line in self.returned]
         if not all(found[name] for name in FIGURES):
-            lines.append("the model has no module of Transformer Engine, no tensor or no extra state")
+            lines.append("the model has no module of Transformer Engine, no tensor, or no extra state")
         return lines
 
     def cells(self) -> list[str]:
@@ -91,14 +91,14 @@ def import_model(folder: Path, family: str) -> Path:
 
 
 def export_model(folder: Path) -> list[str]:
-    """Export both checkpoints of `folder`, and say in which tensors they don't give the Hugging Face model back."""
+    """Export both checkpoints of `folder`, and return the differences from the Hugging Face model."""
     from reference import Tensors, differences
 
     from megatron.bridge import AutoBridge
 
     lines = []
     bridge = AutoBridge.from_hf_pretrained(folder / "hf")
-    for checkpoint, what in {"megatron": "the release", "saved": "what the model saved"}.items():
+    for checkpoint, what in {"megatron": "the release checkpoint", "saved": "what the model saved"}.items():
         back = folder / f"{checkpoint}-back"
         with contextlib.redirect_stdout(io.StringIO()):
             bridge.export_ckpt(folder / checkpoint, back, show_progress=False)
@@ -107,13 +107,13 @@ def export_model(folder: Path) -> list[str]:
 
 
 def load(folders: Sequence[Path]) -> list[Row]:
-    """Load the releases in `folders`, which have the families' names, in a process with Transformer Engine.
+    """Load the release checkpoints in `folders`, named like the families, in a process with Transformer Engine.
 
     Returns:
-        A row for each; one whose process died before says so.
+        A row for each. If the process died before, the row says so.
     """
     path = os.pathsep.join(filter(None, (os.environ[FOLDER_VARIABLE], os.environ.get("PYTHONPATH"))))
-    # The process is on its own, whatever launched this one.
+    # The new process must not see the variables of a launcher of this one.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "TORCHELASTIC"))}
     done = subprocess.run(
         [sys.executable, str(HERE / "load_release.py"), *map(str, folders)],
@@ -142,13 +142,13 @@ def _first_line(error: Exception) -> str:
 
 
 def table(rows: Iterable[Row], about: str) -> str:
-    """Return the rows as Markdown, under a line that says what was tried."""
+    """Return the rows as Markdown, below the line `about`."""
     lines = [HEADER, ["---"] * len(HEADER), *(row.cells() for row in rows)]
     return "\n".join([about, "", *(f"| {' | '.join(cells)} |" for cells in lines)]) + "\n"
 
 
 def about() -> str:
-    """Say with what the rows were measured, and when."""
+    """Return a line with the date and the versions of the measurement."""
     from importlib import metadata
 
     tried = {name: metadata.version(name).partition("+")[0] for name in ("megatron-bridge", "megatron-core", "torch")}
@@ -159,20 +159,22 @@ def about() -> str:
 
 
 def main() -> None:
-    """Try the families, print the table, write it, and end with 1 if one fails."""
+    """Test the families, print the table, write it, and exit with 1 if one fails."""
     import page
     import release_families
     import transformers
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("families", nargs="*", help="default: all", metavar="FAMILY")
-    parser.add_argument("--page", type=Path, help="the Markdown file to write the table of all families into")
+    parser.add_argument("--page", type=Path, help="write the table to this Markdown file, if all families are tested")
     given = parser.parse_args()
     if unknown := set(given.families) - set(release_families.FAMILIES):
         parser.error(f"found {', '.join(sorted(unknown))}; expected some of {', '.join(release_families.FAMILIES)}")
     if FOLDER_VARIABLE not in os.environ:
-        parser.error(f"{FOLDER_VARIABLE} doesn't say where Transformer Engine is: run nox -s transformer_engine")
-    # The maintainers of the packages under test read these.
+        parser.error(
+            f"{FOLDER_VARIABLE} is not set to the folder of Transformer Engine: run nox -s transformer_engine"
+        )
+    # These warnings are for the maintainers of the packages.
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
@@ -185,7 +187,7 @@ def main() -> None:
                 imported.append(import_model(Path(folder, family), family))
             except Exception as error:
                 traceback.print_exc()
-                rows[family] = Row(family, {"error": f"no release: {_first_line(error)}"})
+                rows[family] = Row(family, {"error": f"the import failed: {_first_line(error)}"})
         rows |= {row.family: row for row in load(imported)}
     ordered = [rows[family] for family in families]
     text = table(ordered, about())

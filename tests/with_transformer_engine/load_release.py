@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load releases into models of Transformer Engine's modules, and print what was found, a line of JSON each.
+"""Load release checkpoints into models of Transformer Engine's modules, and print a line of JSON for each.
 
     python tests/with_transformer_engine/load_release.py FOLDER…
 
-Each folder has a Hugging Face model in `hf/` and its release in `megatron/`. What the model saves goes to `saved/`.
-This is a program of its own because Megatron Core decides when it is imported whether there is a Transformer Engine.
-Here there is one, which computes nothing (`inert_extension.py`), and the CPU answers for a GPU (`cuda_emulation.py`).
+Each folder has a Hugging Face model in `hf/` and its release checkpoint in `megatron/`. The model saves to `saved/`.
+This is a separate program because the import of Megatron Core decides whether there is a Transformer Engine. Here
+there is one that computes nothing (`inert_extension.py`), and the CPU emulates a GPU (`cuda_emulation.py`).
 """
 
 import gc
@@ -48,20 +48,20 @@ State = dict[str, torch.Tensor]
 
 @dataclass
 class Found:
-    """What came of one release.
+    """The result of one release checkpoint.
 
     Attributes:
-        transformer_engine: Transformer Engine's version.
-        modules: Modules of the model whose class is Transformer Engine's, or made of one.
-        tensors: Parameters and buffers of the model that a checkpoint holds.
-        extra_states: Extra states that the model asks for.
-        lacking: Keys that the model asks for and the release hasn't.
-        besides: Keys of the release that the model doesn't ask for.
-        no_copies: Those of them that don't hold what the model loads under another key.
-        filled_extra_states: Extra states that are not empty in the release.
-        unequal: Tensors that are not what Bridge's own import into this model gives.
-        lost: Tensors of the Hugging Face model that an export of this model doesn't give back.
-        error: Why it ended early, if it did.
+        transformer_engine: The version of Transformer Engine.
+        modules: The number of modules whose class is Transformer Engine's or derived from one.
+        tensors: The number of parameters and buffers of the model that a checkpoint holds.
+        extra_states: The number of extra states that the model asks for.
+        lacking: Keys that the model asks for and the release checkpoint doesn't have.
+        besides: Keys of the release checkpoint that the model doesn't ask for.
+        no_copies: Those of `besides` that are not a copy of a tensor under another key.
+        filled_extra_states: Extra states that are not empty in the release checkpoint.
+        unequal: Tensors that differ from Bridge's own import into this model.
+        lost: Tensors of the Hugging Face model that an export of this model doesn't return.
+        error: The error that ended the load early, if there was one.
     """
 
     transformer_engine: str = VERSION
@@ -78,10 +78,10 @@ class Found:
 
 
 def load(folder: Path) -> Found:
-    """Load the release in `folder` as strictly as can be, and compare it with its source."""
+    """Load the release checkpoint in `folder` strictly, and compare it with its source."""
     bridge = AutoBridge.from_hf_pretrained(folder / "hf")
     provider = bridge.to_megatron_provider(load_weights=False)
-    provider.gradient_accumulation_fusion = False  # a kernel of Apex, which adds up gradients
+    provider.gradient_accumulation_fusion = False  # needs a kernel of Apex
     provider.finalize()
     model = provider.provide_distributed_model(wrap_with_ddp=False)
     found = Found(modules=len(list(_of_transformer_engine(model[0]))))
@@ -102,7 +102,7 @@ def load(folder: Path) -> Found:
     found.lost = tuple(differences(Tensors(folder / "hf"), exported))
     bridge.save_megatron_model(model, folder / "saved")
 
-    # The other way to the same model: what Bridge does where Transformer Engine is.
+    # Load the same model as Bridge does with Transformer Engine.
     fill_with_nan(model[0])
     bridge.load_hf_weights(model)
     found.unequal = tuple(_with_nan(loaded) + differences(loaded, tensors_of(model[0])))
@@ -110,10 +110,10 @@ def load(folder: Path) -> Found:
 
 
 def read_release(model: torch.nn.Module, payload: Path) -> tuple[dict[str, object], tuple[str, ...], tuple[str, ...]]:
-    """Read what the model asks for as Megatron-LM does.
+    """Read the keys that the model asks for, as Megatron-LM does.
 
     Returns:
-        The model's state dict, the keys that the release lacks, and those that it has besides.
+        The model's state dict, the keys that the release checkpoint lacks, and its unused keys.
     """
     common = dist_checkpointing.load_common_state_dict(str(payload))
     metadata = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)
@@ -123,7 +123,7 @@ def read_release(model: torch.nn.Module, payload: Path) -> tuple[dict[str, objec
 
 
 def fill_with_nan(model: torch.nn.Module) -> None:
-    """Take from every tensor that a checkpoint holds what it was made with."""
+    """Overwrite every tensor that a checkpoint holds with NaN."""
     with torch.no_grad():
         for tensor in tensors_of(model, copy=False).values():
             tensor.fill_(torch.nan)
@@ -159,13 +159,13 @@ def _of_transformer_engine(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def main() -> None:
-    """Go through the folders; an error ends that folder and no other."""
+    """Load each folder. An error ends only that folder."""
     assert HAVE_TE, "Megatron Core found no Transformer Engine"
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     environment = dict(os.environ)
     for folder in map(Path, sys.argv[1:]):
-        # Megatron Core tells Transformer Engine by NVTE_* which attention a model wants, and refuses another one then.
+        # Megatron Core sets NVTE_* to the attention of a model, and then refuses a model with another one.
         os.environ.clear()
         os.environ.update(environment)
         try:

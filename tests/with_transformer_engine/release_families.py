@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The families that convert on a host without Transformer Engine: those of the functional tests, and further ones."""
+"""The families that convert on a host without Transformer Engine."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ FAMILIES = models.CONVERTED
 
 
 def make_model(folder: Path, name: str) -> Path:
-    """Write a tiny checkpoint of a family in bf16, as most are published; no tensor is what a fresh model holds.
+    """Write a tiny checkpoint of a family in bf16, like most published ones. No tensor equals that of a new model.
 
     Args:
-        folder: Where it goes.
+        folder: The folder of the checkpoint.
         name: A key of `FAMILIES`.
 
     Returns:
@@ -36,9 +36,9 @@ def make_model(folder: Path, name: str) -> Path:
 
 
 def _multi_token_prediction(kinds: dict[str, Kind], config: dict[str, Any]) -> dict[str, Kind]:
-    """Return what DeepSeek's and GLM's layer for multi-token prediction has, which transformers doesn't make.
+    """Return the tensors of DeepSeek's and GLM's layer for multi-token prediction, which transformers doesn't make.
 
-    It is one more layer like the last, with a projection and three norms of its own.
+    The layer is like the last one, with an extra projection and three extra norms.
     """
     size, number = config["hidden_size"], config["num_hidden_layers"]
     own = {"enorm": (size,), "hnorm": (size,), "eh_proj": (size, 2 * size), "shared_head.norm": (size,)}

@@ -60,7 +60,7 @@ def test_only_a_core_with_a_loop_trains(written: Path, core: Path, tmp_path: Pat
 
 def test_another_megatron_core_than_the_one_that_is_meant_is_noticed(tmp_path: Path):
     (tmp_path / "log.txt").write_text("a warning\nMegatron Core 0.19.2 of /elsewhere\n", "utf-8")
-    with pytest.raises(versions.Failed, match="of /elsewhere was found"):
+    with pytest.raises(versions.Failed, match="found Megatron Core in /elsewhere, expected it in "):
         versions._check_origin(tmp_path / "log.txt", tmp_path / "core")
 
 

@@ -52,31 +52,33 @@ def test_parts_give_the_payload_again(payload: Path, tmp_path: Path, size: int |
 def test_missing_parts_are_named(made: Path) -> None:
     (made / "payload.tar.01").unlink()
     (made / "payload.tar.03").unlink()
-    with pytest.raises(install.KitError, match=r"^payload\.tar\.01, payload\.tar\.03 missing of 5 parts: copy it to"):
+    with pytest.raises(
+        install.KitError, match=r"^missing payload\.tar\.01, payload\.tar\.03 of 5 parts: copy the missing parts to"
+    ):
         install.check_parts(made, manifest_of(made))
 
 
 def test_a_part_that_was_cut_off_is_named(made: Path) -> None:
     part = made / "payload.tar.02"
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(install.KitError, match=r"^payload\.tar\.02 damaged: copy it to .* again$"):
+    with pytest.raises(install.KitError, match=r"^damaged payload\.tar\.02: copy the damaged parts to .* again$"):
         install.check_parts(made, manifest_of(made))
 
 
 def test_another_python_is_refused(made: Path) -> None:
-    with pytest.raises(install.KitError, match=r"is Python 3\.\d+, the kit is for 3\.99: set PYTHON to a"):
+    with pytest.raises(install.KitError, match=r"is Python 3\.\d+, and the kit needs Python 3\.99: set PYTHON to a"):
         install.check_host(manifest_of(made) | {"python": "3.99"})
 
 
 def test_a_host_without_torch_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(install.KitError, match="has no torch: set PYTHON to the Python that has this host's build"):
+    with pytest.raises(install.KitError, match="has no torch: set PYTHON to the Python that has this host's torch"):
         install.check_host(manifest_of(made))
 
 
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(install.KitError, match="is not empty and no environment: set KIT_ENVIRONMENT"):
+    with pytest.raises(install.KitError, match="is not empty and not an environment: set KIT_ENVIRONMENT"):
         install.clear(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
@@ -150,7 +152,7 @@ def test_sizes(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "M", "0", "60 MB", "-1", "1.5G"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ForkError, match="is no size; give bytes, or for example 60M"):
+    with pytest.raises(ForkError, match="expected a number of bytes, or for example 60M"):
         kit.parse_size(text)
 
 
@@ -159,15 +161,15 @@ def test_nothing_else_in_the_folder_is_overwritten(tmp_path: Path) -> None:
     wheel.touch()
     folder.mkdir()
     (folder / "thesis.txt").touch()
-    with pytest.raises(ForkError, match="is not empty and no kit; give another folder with --out"):
+    with pytest.raises(ForkError, match="is not empty and not a kit; pass another folder with --out"):
         kit.make(folder, wheel, [])
     (folder / "manifest.json").touch()
     (folder / "results").mkdir()
-    with pytest.raises(ForkError, match="results is of a run of the kit there; move it"):
+    with pytest.raises(ForkError, match="results is from a run of the kit; move it"):
         kit.make(folder, wheel, [])
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "results", "thesis.txt"]
 
 
 def test_a_wheel_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ForkError, match=r"there is no .*a\.whl; build it with nox -s build"):
+    with pytest.raises(ForkError, match=r"a\.whl doesn't exist; build it with nox -s build"):
         kit.make(tmp_path / "kit", tmp_path / "a.whl", [])

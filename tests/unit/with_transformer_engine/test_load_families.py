@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of Transformer Engine's modules load what was written without it, and the check sees where they wouldn't.
+"""Models of Transformer Engine's modules load what was written without it, and the check finds what they can't load.
 
 `nox -s transformer_engine` has every family. One process loads all releases here, for its start is what takes time.
 """
@@ -66,7 +66,7 @@ def test_a_release_that_lacks_keys_is_seen(rows: dict[str, load_families.Row]) -
     lacking = rows["lacking"].found["lacking"]
     assert any("pre_mlp_layernorm" in key for key in lacking), lacking
     assert any("_extra_state" in key for key in lacking), lacking
-    assert rows["lacking"].problems[0].startswith(f"the release lacks {len(lacking)} keys")
+    assert rows["lacking"].problems[0].startswith(f"the release checkpoint lacks {len(lacking)} keys")
 
 
 def test_one_value_that_differs_is_seen_on_both_ways(rows: dict[str, load_families.Row]) -> None:
