@@ -39,7 +39,7 @@ def reading_metadata(function: str, releases: str = "") -> Edit:
 
 def reading_run_config(function: str, section: str) -> Edit:
     """Vets what the run config names before `function` instantiates it."""
-    vetted = f'untrusted_checkpoint.vet_run_config(run_config, "{section}", run_config_filename)'
+    vetted = f'untrusted_run_config.vet_run_config(run_config, "{section}", run_config_filename)'
     return insert_after(function, assign("run_config"), vetted)
 
 
@@ -92,7 +92,7 @@ of run_config.yaml only what the config of a model has.
         File(
             "training/model_load_save.py",
             [
-                UNTRUSTED,
+                add_import("from megatron.bridge.training import untrusted_run_config"),
                 reading_run_config("load_model_config", "model"),
                 reading_run_config("load_tokenizer", "tokenizer"),
             ],
@@ -135,8 +135,11 @@ of run_config.yaml only what the config of a model has.
     ],
     modules=[
         "../bridge_cli/__init__.py",
-        "../bridge_cli/safe_pickle.py",
+        "release_checkpoint/__init__.py",
+        "release_checkpoint/pickles.py",
+        "release_checkpoint/metadata.py",
         "training/untrusted_checkpoint.py",
+        "training/untrusted_run_config.py",
     ],
     changes=[
         "`.metadata` is read with a restricted unpickler before PyTorch's reader sees it.",
@@ -155,7 +158,7 @@ of run_config.yaml only what the config of a model has.
     tests={
         "tests/unit/bridge/tiny_models.py": "training/tiny_models.py",
         "tests/unit/bridge/test_run_config.py": "training/test_run_config.py",
-        "tests/unit/bridge_cli/test_safe_pickle.py": "bridge_cli/",
+        "tests/unit/release_checkpoint/test_pickles.py": "release_checkpoint/",
     },
     upstream_tests=[
         # Its builder is none, which is refused now before the mock is asked.

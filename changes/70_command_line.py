@@ -39,10 +39,10 @@ and what people have half mended by hand, into a release checkpoint.
     tested=["Checkpoints in every state that people have on disk, in the unit tests."],
     notes=[LOCK],
     tests={
-        "tests/unit/bridge_cli/conftest.py": "bridge_cli/",
+        "tests/unit/conftest.py": "bridge_cli/",
         "tests/unit/bridge_cli/test_layouts.py": "bridge_cli/",
         "tests/unit/bridge_cli/test_lean_import.py": "bridge_cli/",
-        "tests/unit/bridge_cli/test_states.py": "bridge_cli/",
+        "tests/unit/release_checkpoint/test_states.py": "bridge_cli/",
     },
     stands_on=["untrusted-checkpoints", "release-checkpoints"],
 )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repairs of what `import_ckpt` wrote before release checkpoints: killed, on a full disk, or without permission.
 
-tests/unit/bridge_cli/test_states.py has every state, and each change to it; here files, args and imports are real.
+tests/unit/release_checkpoint/test_states.py has every state, and each change to it. Here files, args and imports are
+real.
 """
 
 import shutil

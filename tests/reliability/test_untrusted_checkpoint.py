@@ -24,8 +24,9 @@ from test_release_layout import object_store  # noqa: F401 - fixture
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron.bridge.cli import main
+from megatron.bridge.release_checkpoint.metadata import read_metadata
 from megatron.bridge.training import model_load_save, untrusted_checkpoint
-from megatron.bridge_cli import repair, safe_pickle
+from megatron.bridge_cli import repair
 from megatron.bridge_cli.checkpoint import examine
 from megatron.bridge_cli.verdicts import problems
 
@@ -58,7 +59,7 @@ def in_metadata_of_a_rank_beside_unsound(folder: Path, payload: Payload) -> None
     metadata = reader.read_metadata()
     metadata.planner_data = _Unsound()
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    safe_pickle.check_metadata(folder / ".metadata")
+    read_metadata(folder / ".metadata")
     with pytest.raises(TypeError):
         reader.read_metadata()
     (folder / "__0.metadata").write_bytes(pickle.dumps(payload))
@@ -180,8 +181,8 @@ def broken(request, release, tmp_path):  # noqa: F811
 
 
 def assert_is_named(root: Path, error: BaseException) -> None:
-    assert str(error).startswith(f"{root}/release/common.pt is not what torch.save writes (")
-    assert "get the checkpoint anew" in str(error) and "\n" not in str(error)
+    assert str(error).startswith(f"{root}/release/common.pt: the file is not what torch.save writes (")
+    assert "Copy or download the checkpoint again" in str(error) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize("broken", BROKEN_COMMON_PT, indirect=True)
@@ -193,6 +194,15 @@ def test_a_damaged_common_pt_is_named(broken, hf_model, gloo, reader, record_pro
     assert_is_named(broken, caught.value)
     assert digests(broken) == before
     record_property("count of loads of a damaged common.pt, refused", 1)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_common_pt_without_a_dict_is_named(release, hf_model, gloo, tmp_path, reader):  # noqa: F811
+    root = Path(shutil.copytree(release, tmp_path / "list"))
+    torch.save([1], root / "release/common.pt")
+    with pytest.raises(ValueError, match="release/common.pt: it holds a list, expected a dict") as caught:
+        READERS[reader](root, hf_model)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("broken", BROKEN_COMMON_PT, indirect=True)
@@ -255,7 +265,7 @@ def test_metadata_in_an_object_store_is_vetted(object_store, tmp_path):  # noqa:
     untrusted_checkpoint.vet(url)
     folder.mkdir()
     (folder / "__0.metadata").write_bytes(pickle.dumps(Payload(tmp_path / "trace")))
-    with pytest.raises(ValueError, match=f"^{url}/__0.metadata names .*could run code"):
+    with pytest.raises(ValueError, match=f"^{url}/__0.metadata: it names .*could run code"):
         untrusted_checkpoint.vet(url)
     assert not (tmp_path / "trace").exists()
 
@@ -281,7 +291,7 @@ def test_a_run_config_runs_no_shell(release, hf_model, gloo, tmp_path, reader): 
     shell = {"_target_": "torch.utils.collect_env.run", "command": f"touch {traces(root)}"}
     config["tokenizer" if reader == "load_tokenizer" else "model"]["extra"] = shell
     path.write_text(yaml.safe_dump(config))
-    with pytest.raises(ValueError, match="run_config.yaml names 'torch.utils.collect_env.run'") as caught:
+    with pytest.raises(ValueError, match="run_config.yaml: it names 'torch.utils.collect_env.run'") as caught:
         INSTANTIATES[reader](root, hf_model)
     assert "\n" not in str(caught.value)
     assert not traces(root).exists()

@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megatron.bridge_cli import safe_pickle
-from megatron.bridge_cli.safe_pickle import Inert, Metadata, RefusedPickle, StoredTensor, UnreadablePickle
+from megatron.bridge.release_checkpoint import metadata as reading
+from megatron.bridge.release_checkpoint.metadata import Metadata, StoredTensor
+from megatron.bridge.release_checkpoint.pickles import Inert, RefusedPickle, UnreadablePickle
 
 
 RELEASE = "release"
@@ -337,7 +338,7 @@ def examine_payload(path: Path, index: Path | None = None) -> Payload:
         found.damage.append(".metadata is missing: without it no weight can be found")
         return found
     try:
-        found.metadata = safe_pickle.read_metadata(index)
+        found.metadata = reading.read_metadata(index)
     except (UnreadablePickle, OSError) as error:
         found.damage.append(str(error))
         return found
@@ -414,7 +415,7 @@ def _read_common_state(payload: Payload, metadata: Metadata) -> None:
     if not payload.forms:
         payload.damage.append("there is neither common.pt nor the entry common_state: the checkpoint is not whole")
     elif all(form.damage for form in payload.forms.values()) and not payload.damage:
-        payload.damage += [f"{form.damage}: get the checkpoint anew" for form in payload.forms.values()]
+        payload.damage += [f"{form.damage}. Copy or download the checkpoint again." for form in payload.forms.values()]
 
 
 def _form(payload: Payload, file: Path, offset: int = 0, length: int | None = None) -> CommonState:
@@ -424,11 +425,11 @@ def _form(payload: Payload, file: Path, offset: int = 0, length: int | None = No
     try:
         if not file.is_file():
             raise IsADirectoryError(errno.EISDIR, "it is no file")
-        state = safe_pickle.read_common_state(file, offset, length)
+        state = reading.read_common_state(file, offset, length)
         if length is not None and isinstance(state, list) and len(state) == 1:
             state = state[0]
         if not isinstance(state, dict):
-            raise UnreadablePickle(f"{file}: the common state is {type(state).__name__} and not a dict")
+            raise UnreadablePickle(file, f"the common state is a {type(state).__name__}, expected a dict")
         return CommonState(state)
     except RefusedPickle as error:
         payload.damage.append(str(error))

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron.bridge_cli import safe_pickle
+from megatron.bridge.release_checkpoint.metadata import read_metadata_of_torch
+from megatron.bridge.release_checkpoint.pickles import Inert
 from megatron.bridge_cli.checkpoint import (
     BRIDGE_TRACKER,
     COMMON_PT,
@@ -43,7 +44,6 @@ from megatron.bridge_cli.checkpoint import (
     is_plain,
 )
 from megatron.bridge_cli.durable_files import sync, write_new
-from megatron.bridge_cli.safe_pickle import Inert
 
 
 ASIDE = "release.damaged"
@@ -504,15 +504,6 @@ def _derive_args(payload: Payload, hf_model: str | None, trust_remote_code: bool
     return args
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Makes what a `.metadata` names and nothing else, whatever becomes of the file once it was checked."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in safe_pickle.METADATA_CLASSES:
-            raise pickle.UnpicklingError(f"{module}.{name} is none of the classes of a checkpoint")
-        return super().find_class(module, name)
-
-
 def _replace_entry(payload: Payload, data: bytes) -> None:
     """Put the common state into a file of its own, and let `.metadata` point there.
 
@@ -521,8 +512,7 @@ def _replace_entry(payload: Payload, data: bytes) -> None:
     weights, and nobody reads them.
     """
     path = payload.path / ".metadata"
-    safe_pickle.check_metadata(path)
-    metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+    metadata = read_metadata_of_torch(path)
     used = {info.relative_path for info in metadata.storage_data.values()}
     name = next(name for number in range(len(used) + 1) if (name := f"__0_{number}.distcp") not in used)
     _replace(payload.path / name, data)

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.training.config import TokenizerConfig
-from megatron.bridge.training.untrusted_checkpoint import vet_run_config
+from megatron.bridge.training.untrusted_run_config import vet_run_config
 from megatron.bridge.training.utils.config_utils import _ConfigContainerBase
 from megatron.bridge.utils.instantiate_utils import instantiate
 from megatron.bridge.utils.yaml_utils import dump_dataclass_to_yaml
@@ -124,7 +124,9 @@ def test_what_could_run_code_is_refused(name, where, monkeypatch):
     config = saved(provider()) | {"extra": REFUSED[name]} if where == "field" else REFUSED[name]
     # As the YAML has it.
     run_config = json.loads(json.dumps({"model": config}))
-    with pytest.raises(ValueError, match="^out/run_config.yaml names .*don't load it, or set TORCH_FORCE") as caught:
+    with pytest.raises(
+        ValueError, match="^out/run_config.yaml: it names .*Don't load it, or set TORCH_FORCE"
+    ) as caught:
         vet_run_config(run_config, "model", "out/run_config.yaml")
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")

@@ -25,7 +25,8 @@ import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner, Result
 
 from megatron.bridge.cli import lean_import, main
-from megatron.bridge_cli import checkpoint, repair, safe_pickle
+from megatron.bridge.release_checkpoint.metadata import Metadata, read_metadata
+from megatron.bridge_cli import checkpoint, repair
 from megatron.bridge_cli.checkpoint import Checkpoint, contradictions, examine
 from megatron.bridge_cli.repair import Refused
 from megatron.bridge_cli.verdicts import grouped, problems, verdicts
@@ -84,7 +85,7 @@ def shell(command: str) -> Callable[[Path], Any]:
 
 def damage_entry(root: Path) -> None:
     """Overwrite the bytes of the entry; the weights stay."""
-    shards = safe_pickle.read_metadata(root / "release" / ".metadata").shards
+    shards = read_metadata(root / "release" / ".metadata").shards
     shard = next(shard for shard in shards if shard.entry.startswith("common_state"))
     with (root / "release" / shard.file).open("r+b") as file:
         file.seek(shard.offset)
@@ -97,7 +98,7 @@ NOT_THERE = "The tracker names {}, which is not there"
 LAYOUT = "This is Bridge's layout of iteration 0 (--layout iter)"
 NO_COMMON_PT = "There is no common.pt: Megatron-LM up to core 0.18 looks for it"
 DIFFER = "common.pt and the entry common_state differ in "
-TORN = "common.pt is not what torch.save writes"
+TORN = "common.pt: the file is not what torch.save writes"
 LINK = "iter_0000000 is a link to {}"
 BRIDGES = "latest_train_state.pt is here"
 NOT_WHOLE = "is here and is not whole, iter_0000000 is"
@@ -332,7 +333,7 @@ STATES = [
         "common.pt no dict",
         "nnnn",
         {},
-        ("common.pt: the common state is list and not a dict; the entry common_state is whole",),
+        ("common.pt: the common state is a list, expected a dict; the entry common_state is whole",),
         change=lambda root: torch.save([1], root / "release" / "common.pt"),
     ),
     State("common.pt a link to nothing", "nnyy", {}, (NO_COMMON_PT,), change=shell("ln -sf gone release/common.pt")),
@@ -622,7 +623,7 @@ def test_repair_twice_leaves_no_file_that_nobody_reads(build: Callable, tmp_path
     repair.run(repair.plan(root))
     torch.save({**torch.load(root / "release/common.pt"), "checkpoint_version": 0}, root / "release/common.pt")
     repair.run(repair.plan(root))
-    files = {shard.file for shard in safe_pickle.read_metadata(root / "release" / ".metadata").shards}
+    files = {shard.file for shard in read_metadata(root / "release" / ".metadata").shards}
     assert files == {path.name for path in (root / "release").glob("*.distcp")}
 
 
@@ -912,8 +913,8 @@ OTHER = [
 ]
 
 
-def metadata_of(shapes: dict[str, tuple[int, ...]]) -> safe_pickle.Metadata:
-    return safe_pickle.Metadata({name: (shape, "bfloat16") for name, shape in shapes.items()}, (), ())
+def metadata_of(shapes: dict[str, tuple[int, ...]]) -> Metadata:
+    return Metadata({name: (shape, "bfloat16") for name, shape in shapes.items()}, (), ())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

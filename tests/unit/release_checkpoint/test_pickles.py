@@ -28,8 +28,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron.bridge_cli import safe_pickle
-from megatron.bridge_cli.safe_pickle import Inert, RefusedPickle, StoredTensor, UnreadablePickle
+from megatron.bridge.release_checkpoint.metadata import (
+    MAX_COMMON_STATE,
+    MAX_METADATA,
+    StoredTensor,
+    read_common_state,
+    read_metadata,
+)
+from megatron.bridge.release_checkpoint.pickles import Inert, RefusedPickle, UnreadablePickle, load, stand_ins
 
 
 class Payload:
@@ -69,11 +75,11 @@ def saved(path: Path, state) -> Path:
 
 
 def test_metadata_is_read(checkpoint: Path):
-    metadata = safe_pickle.read_metadata(checkpoint / ".metadata")
+    metadata = read_metadata(checkpoint / ".metadata")
     assert metadata.tensors == {"a": ((2, 3), "float32"), "b.c": ((4,), "bfloat16")}
     assert metadata.objects == ("common_state/shard_0_1",)
     shard = next(each for each in metadata.shards if each.entry == "common_state/shard_0_1")
-    assert safe_pickle.read_common_state(checkpoint / shard.file, shard.offset, shard.length) == [{"x": 1}]
+    assert read_common_state(checkpoint / shard.file, shard.offset, shard.length) == [{"x": 1}]
     assert {each.file for each in metadata.shards} <= {path.name for path in checkpoint.iterdir()}
 
 
@@ -84,7 +90,7 @@ def test_common_state_is_read_without_making_its_classes(tmp_path: Path):
         "weight": torch.zeros(3, 4, dtype=torch.float16),
         "parameter": torch.nn.Parameter(torch.zeros(2)),
     }
-    read = safe_pickle.read_common_state(saved(tmp_path / "common.pt", state))
+    read = read_common_state(saved(tmp_path / "common.pt", state))
     assert read["args"].get("num_layers") == 4
     assert read["args"].get("missing") is None
     assert isinstance(read["args"].get("exit_signal"), Inert)
@@ -97,19 +103,19 @@ def test_common_state_is_read_without_making_its_classes(tmp_path: Path):
 def test_payload_does_not_run(checkpoint: Path, tmp_path: Path, where: str):
     trace = tmp_path / "trace"
     reading = checkpoint / "common.pt"
-    read = safe_pickle.read_common_state
+    read = read_common_state
     if where == "common.pt":
         torch.save({"args": Payload(trace)}, reading)
     elif where == "common state":
         state = {"common_state/shard_0_1": [{"args": Payload(trace)}]}
         save(state, checkpoint)
-        (shard,) = safe_pickle.read_metadata(checkpoint / ".metadata").shards
+        (shard,) = read_metadata(checkpoint / ".metadata").shards
         reading = checkpoint / shard.file
     elif where == ".metadata":
-        reading, read = checkpoint / ".metadata", safe_pickle.check_metadata
+        reading, read = checkpoint / ".metadata", read_metadata
         reading.write_bytes(pickle.dumps(Payload(trace)))
     else:
-        reading, read = checkpoint / ".metadata", safe_pickle.check_metadata
+        reading, read = checkpoint / ".metadata", read_metadata
         metadata = pickle.loads(reading.read_bytes())
         metadata.planner_data = {"a": Payload(trace)}
         reading.write_bytes(pickle.dumps(metadata))
@@ -147,8 +153,8 @@ def test_what_is_not_on_the_list_is_refused(tmp_path: Path, module: str, name: s
     path = tmp_path / ".metadata"
     for data in (calling(module, name, "x"), _stack_global(module, name)):
         path.write_bytes(data)
-        with pytest.raises(RefusedPickle, match="don't load it, get the checkpoint from a source that you trust"):
-            safe_pickle.check_metadata(path)
+        with pytest.raises(RefusedPickle, match="Don't load it. Get the checkpoint from a source that you trust."):
+            read_metadata(path)
 
 
 def _stack_global(module: str, name: str) -> bytes:
@@ -163,10 +169,10 @@ def test_stand_ins_are_not_changed_by_a_pickle(tmp_path: Path):
         state = pickle.dumps((None, attributes), 2)[2:-1]
         path.write_bytes(b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n" + state + b"b.")
         with pytest.raises(UnreadablePickle):
-            safe_pickle.check_metadata(path)
+            read_metadata(path)
     path.write_bytes(b"\x80\x02ccollections\nOrderedDict\n" + pickle.dumps((None, {"x": 1}), 2)[2:-1] + b"b.")
     with pytest.raises(UnreadablePickle):
-        safe_pickle.check_metadata(path)
+        read_metadata(path)
 
 
 def _with(checkpoint: Path, change) -> Path:
@@ -198,7 +204,7 @@ def _with(checkpoint: Path, change) -> Path:
 def test_metadata_that_makes_no_sense_is_refused(checkpoint: Path, change):
     path = _with(checkpoint, change)
     with pytest.raises(UnreadablePickle) as error:
-        safe_pickle.check_metadata(path)
+        read_metadata(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -209,7 +215,7 @@ def test_metadata_that_is_cut_off_is_refused_wherever(checkpoint: Path):
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         with pytest.raises(UnreadablePickle):
-            safe_pickle.check_metadata(path)
+            read_metadata(path)
 
 
 def _zip(name: str, data: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
@@ -263,7 +269,7 @@ def test_broken_common_state_is_refused_in_little_memory(tmp_path: Path, data: b
     path.write_bytes(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UnreadablePickle, match=message) as error:
-        safe_pickle.read_common_state(path)
+        read_common_state(path)
     assert str(path) in str(error.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
@@ -271,14 +277,14 @@ def test_broken_common_state_is_refused_in_little_memory(tmp_path: Path, data: b
 @pytest.mark.parametrize(("offset", "length"), [(-1, 5), (0, -5), (10, 1 << 50), (1 << 50, 1)])
 def test_range_outside_of_the_file_is_refused(tmp_path: Path, offset: int, length: int):
     path = saved(tmp_path / "common.pt", {})
-    with pytest.raises(UnreadablePickle, match="get the checkpoint anew"):
-        safe_pickle.read_common_state(path, offset, length)
+    with pytest.raises(UnreadablePickle, match="Copy or download the checkpoint again"):
+        read_common_state(path, offset, length)
 
 
 def test_file_that_is_too_large_is_refused_unread(tmp_path: Path):
     for name, most, read in [
-        ("common.pt", safe_pickle.MAX_COMMON_STATE, safe_pickle.read_common_state),
-        (".metadata", safe_pickle.MAX_METADATA, safe_pickle.check_metadata),
+        ("common.pt", MAX_COMMON_STATE, read_common_state),
+        (".metadata", MAX_METADATA, read_metadata),
     ]:
         (tmp_path / name).touch()
         os.truncate(tmp_path / name, most + 1)
@@ -288,8 +294,8 @@ def test_file_that_is_too_large_is_refused_unread(tmp_path: Path):
 
 def test_needs_neither_torch_nor_bridge():
     code = (
-        "import sys, megatron.bridge_cli.safe_pickle;"
-        "print([name for name in ('torch', 'numpy', 'megatron.bridge', 'megatron.core') if name in sys.modules])"
+        "import sys, megatron.bridge.release_checkpoint.metadata;"
+        "print([name for name in ('torch', 'numpy', 'megatron.core') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -351,13 +357,14 @@ def test_hostile_pickle_is_refused_in_bounded_memory_and_time(tmp_path: Path, na
     code = """if True:
         import resource, sys
         from pathlib import Path
-        from megatron.bridge_cli import safe_pickle
+        from megatron.bridge.release_checkpoint.metadata import read_common_state, read_metadata
+        from megatron.bridge.release_checkpoint.pickles import UnreadablePickle
         resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
         resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-        for name, read in (".metadata", safe_pickle.check_metadata), ("common.pt", safe_pickle.read_common_state):
+        for name, read in (".metadata", read_metadata), ("common.pt", read_common_state):
             try:
                 read(Path(sys.argv[1], name))
-            except safe_pickle.UnreadablePickle as error:
+            except UnreadablePickle as error:
                 assert name in str(error) and chr(10) not in str(error), error
                 print(str(error)[:200])
             else:
@@ -369,6 +376,23 @@ def test_hostile_pickle_is_refused_in_bounded_memory_and_time(tmp_path: Path, na
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr[-500:])
     assert done.stdout
+
+
+def with_a_key(key: bytes) -> bytes:
+    """A pickle of an instance that has this as the name of a field; most of a metadata has this form."""
+    start = b"\x80\x04" + of(DCP, "MetadataIndex") + MEMOIZE + key + MEMOIZE
+    return (
+        start + b"h\x00" + EMPTY_TUPLE + NEWOBJ + MEMOIZE + EMPTY_DICT + MEMOIZE + MARK + b"h\x01K\x01u" + BUILD + STOP
+    )
+
+
+@pytest.mark.parametrize("key", [NONE + TUPLE1 + TUPLE1, b"\x8a\x09" + bytes(8) + b"\x01", MARK + NONE * 17 + TUPLE])
+def test_keys_of_an_instance_are_checked_like_those_of_a_dict(key: bytes):
+    classes = stand_ins({DCP: "MetadataIndex"})
+    assert load(with_a_key(b"\x8c\x03fqn"), "file", classes).state == {"fqn": 1}
+    for data in (with_a_key(key), b"\x80\x04" + EMPTY_DICT + key + NONE + SETITEM + STOP):
+        with pytest.raises(UnreadablePickle, match="a key of a dict"):
+            load(data, "file", classes)
 
 
 def _metadata_of(shards: int) -> bytes:
@@ -390,7 +414,7 @@ def test_metadata_of_many_shards_is_read_in_memory_of_its_size(tmp_path: Path, p
     path = tmp_path / ".metadata"
     path.write_bytes(pickle.dumps(pickle.loads(_metadata_of(1280)), protocol))
     tracemalloc.start()
-    metadata = safe_pickle.read_metadata(path)
+    metadata = read_metadata(path)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(metadata.shards) == 1280
@@ -429,7 +453,7 @@ def test_what_python_pickles_is_read_as_it_is(tmp_path: Path):
             data = pickle.dumps({"plain": [plain[0], plain[2]], "shared": [shared, shared]}, protocol)
         path = tmp_path / "common.pt"
         path.write_bytes(_zip("archive/data.pkl", data))
-        read = safe_pickle.read_common_state(path)
+        read = read_common_state(path)
         assert read == pickle.loads(data)
         assert read["shared"][0] is read["shared"][1]
 
@@ -487,4 +511,4 @@ def test_a_number_of_thousands_of_digits_is_damage(build, tmp_path: Path):
     root = build(tmp_path / "c", core="0.18")
     torch.save({"iteration": 10**5000}, root / "release/common.pt")
     document = _inspect(root)
-    assert any("common.pt: byte" in each["what"] for each in document["problems"])
+    assert any("no opcode of a checkpoint's pickle" in each["what"] for each in document["problems"])
