@@ -121,16 +121,24 @@ def release(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def upstream_pr(session: nox.Session) -> None:
-    """Commit the stack on a new branch of a checkout of Megatron-Bridge: `-- PATH_TO_CHECKOUT [--change NAME …]`."""
+    """Commit the stack on a new branch of a checkout of Megatron-Bridge: `-- PATH_TO_CHECKOUT [--change NAME …]`.
+
+    `--check` runs upstream's unit tests of what is touched, before the first commit and after each.
+    """
     checkout = next((Path(each) for each in session.posargs if Path(each).is_dir()), None)
     if checkout is None:
         session.error("expected the path of a Megatron-Bridge checkout: nox -s upstream_pr -- PATH_TO_CHECKOUT")
+    options = list(session.posargs)
+    if "--check" in options:
+        _install_release(session, LATEST.version, Path("dist", "upstream-pr"))
+        session.install(*_group("unit"))
+        options.insert(options.index("--check") + 1, str(Path(session.bin, "python")))
     hooks = checkout / ".pre-commit-config.yaml"
     pinned = re.search(r"ruff-pre-commit\s+rev: \W?v([\d.]+)", hooks.read_text("utf-8") if hooks.is_file() else "")
     session.install(*_group("fork"))
     if pinned:
         session.install(f"ruff=={pinned[1]}")
-    session.run("python", "-m", "fork", "pull-request", *session.posargs)
+    session.run("python", "-m", "fork", "pull-request", *options)
 
 
 @nox.session(python=PYTHON, requires=["build"])

@@ -155,11 +155,16 @@ def adopt(version: str, megatron_core: str | None, transformers: str | None, ups
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the patches and the texts.",
 )
-def make_pull_request(checkout: Path, names: tuple[str, ...], branch: str | None, out: Path) -> None:
+@click.option(
+    "--check", metavar="PYTHON", type=click.Path(exists=True, path_type=Path), help="Test each commit with it."
+)
+def make_pull_request(
+    checkout: Path, names: tuple[str, ...], branch: str | None, out: Path, check: Path | None
+) -> None:
     """Commit the stack on a new branch of CHECKOUT, a clean checkout of Megatron-Bridge."""
     changes = stack.load(names=names)
     branch = branch or (changes[0].name if len(changes) == 1 else "release-stack")
-    commits = pull_request.make(checkout, changes, branch, out)
+    commits = pull_request.make(checkout, changes, branch, out, check=check)
     for change in changes:
         if change not in [commit.change for commit in commits]:
             click.echo(f"{change.name}: {checkout} has it already")

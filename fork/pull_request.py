@@ -8,6 +8,7 @@ from the checkout.
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from fork import pull_request_text, stack, travel
 from fork.change import Change
 from fork.errors import EditError, ForkError
+from fork.upstream_tests import Comparison
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def make(
     out: Path,
     known: Sequence[Change] | None = None,
     modules: Path = stack.MODULES,
+    check: Path | None = None,
 ) -> list[Commit]:
     """Commits `changes` on the new branch `branch` of `checkout`, and writes patches and texts into the folder `out`.
 
@@ -54,19 +57,23 @@ def make(
         out: the folder for `git format-patch` and the text of each pull request; replaced.
         known: the changes that `changes` may stand on; those of changes/ unless they are given.
         modules: the folder that the new modules are in.
+        check: the interpreter of an environment that has what Megatron-Bridge and its tests import. It runs upstream's
+            unit tests of what each commit touches, which have to do what they did before the first.
 
     Returns:
         The commits, without those of changes that the checkout has already.
 
     Raises:
-        ForkError: the checkout is not clean or has the branch, or an edit doesn't find its place.
+        ForkError: the checkout is not clean or has the branch, an edit doesn't find its place, or a test fails that
+            passed before.
     """
     known = stack.load() if known is None else known
     homes = travel.homes([*known, *changes])
     _check(checkout, branch)
-    commits = []
-    with _worktree(checkout) as tree, tempfile.TemporaryDirectory() as scratch:
+    commits, worse = [], []
+    with _worktree(checkout) as tree, _worktree(checkout) as before, tempfile.TemporaryDirectory() as scratch:
         base = git(tree, "rev-parse", "HEAD")
+        tests = Comparison(check, before) if check else None
         for change in changes:
             _check_tested(change)
             _check_ground(change, known, tree)
@@ -81,8 +88,13 @@ def make(
                 commits.append(commit)
                 text = pull_request_text.compose(change, table([commit]), tree)
                 Path(scratch, f"{change.name}.md").write_text(text, "utf-8")
+            if commit is not None and tests is not None:
+                print(f"testing {change.name}", file=sys.stderr)
+                worse += [f"{change.name}: {each}" for each in tests.worse(tree, count(tree, "HEAD~1", "HEAD"))]
         if not commits:
             raise ForkError(f"{checkout} has all of these changes already; there is nothing to commit")
+        if worse:
+            raise ForkError("\n".join(["expected upstream's tests to do what they did before", *worse]))
         git(tree, "format-patch", "--quiet", f"--output-directory={scratch}", base)
         _publish(Path(scratch), out)
         git(checkout, "branch", branch, commits[-1].sha)

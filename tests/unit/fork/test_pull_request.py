@@ -17,10 +17,12 @@ from click.testing import CliRunner
 from fork import pull_request, stack, travel
 from fork.__main__ import main
 from fork.change import LOCK, Change, Sweep, TextEdit, insert_before_heading
-from fork.edits import File, add_parameter, call, pass_argument
+from fork.edits import File, add_parameter, call, expression, pass_argument
+from fork.edits import replace as replace_node
 from fork.errors import EditError, ForkError
 from fork.imports import missing
 from fork.pull_request_text import labels
+from fork.upstream_tests import UNIT_TESTS, find_tests
 
 
 pytest.importorskip("ruff", reason="the session upstream_pr installs it")
@@ -121,9 +123,9 @@ def change(change: Change, modules: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def make(checkout: Path, change: Change, modules: Path, tmp_path: Path):
-    def make(*changes: Change, branch: str = "release", known=(), **changed) -> list[pull_request.Commit]:
+    def make(*changes: Change, branch: str = "release", known=(), check=None, **changed) -> list[pull_request.Commit]:
         changes = [replace(each, **changed) for each in changes or [change]]
-        return pull_request.make(checkout, changes, branch, tmp_path / "out", known, modules)
+        return pull_request.make(checkout, changes, branch, tmp_path / "out", known, modules, check)
 
     return make
 
@@ -529,3 +531,34 @@ def test_what_travels_says_nothing_that_is_true_here_only(where: str):
     here = re.compile(HERE + PAGES if where.endswith(".py") else HERE, re.IGNORECASE)
     lines = enumerate(texts()[where].splitlines(), 1)
     assert not [f"{where}:{number}: {line}" for number, line in lines if here.search(line)]
+
+
+STEPS = "def test_step():\n    assert {value}\n\n\ndef test_other():\n    assert False\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "lost"),
+    [("1", []), ("0", ["example: tests.unit_tests.test_saving.test_step: failed, was passed"])],
+)
+def test_tests_of_what_is_touched_have_to_pass_as_before(make, checkout: Path, change: Change, value: str, lost: list):
+    (checkout / "src/megatron/bridge/peft").mkdir()
+    (checkout / "src/megatron/bridge/peft/lora_layers.py").write_text("")
+    (checkout / "tests/unit_tests/test_saving.py").write_text(STEPS.format(value="1"))
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "--message=tests")
+    edit = replace_node("test_step", expression("1"), value)
+    before = state(checkout)
+    with nullcontext() if not lost else pytest.raises(ForkError, match="\n".join(map(re.escape, lost))):
+        make(upstream_tests=[File("tests/unit_tests/test_saving.py", [edit])], check=Path(sys.executable))
+    assert (state(checkout) == before) is bool(lost)
+
+
+def test_tests_of_a_commit_are_those_that_it_touches_and_those_named_after_its_modules(tmp_path: Path):
+    files = ["a/test_saving.py", "test_saving.py", "test_other.py", "b/test_new.py", "b/helper.py"]
+    for file in files:
+        (tmp_path / UNIT_TESTS / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / UNIT_TESTS / file).write_text("")
+    touched = ["src/megatron/bridge/saving.py", "docs/guide.md"]
+    touched += [f"{UNIT_TESTS}/b/{name}.py" for name in ("test_new", "helper")]
+    wanted = ["a/test_saving.py", "b/test_new.py", "test_saving.py"]
+    assert find_tests(tmp_path, touched) == [UNIT_TESTS / file for file in wanted]
