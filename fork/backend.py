@@ -24,7 +24,7 @@ from fork.formatting import tidy_wheel
 from fork.upstream import LATEST, Upstream, obtain
 
 
-RELEASE = 1
+RELEASE = 2
 """Counts the releases of the fork over one release of upstream."""
 
 UPSTREAM_URL = "https://github.com/NVIDIA-NeMo/Megatron-Bridge"

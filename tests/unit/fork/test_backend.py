@@ -24,7 +24,7 @@ from fork.errors import ForkError
 from fork.upstream import LATEST, Upstream
 
 
-INFO = "megatron_bridge-1.2.3+release.1.dist-info"
+INFO = "megatron_bridge-1.2.3+release.2.dist-info"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def wheel(build, tmp_path: Path) -> zipfile.ZipFile:
 
 
 def test_wheel_has_the_name_that_pip_expects(build, tmp_path: Path):
-    assert build(tmp_path / "dist") == tmp_path / "dist" / "megatron_bridge-1.2.3+release.1-py3-none-any.whl"
+    assert build(tmp_path / "dist") == tmp_path / "dist" / "megatron_bridge-1.2.3+release.2-py3-none-any.whl"
     assert len(list((tmp_path / "dist").iterdir())) == 1
 
 
@@ -61,7 +61,7 @@ def test_record_lists_every_file_with_its_hash(wheel: zipfile.ZipFile):
 
 def test_metadata_has_our_version_and_requirements(wheel: zipfile.ZipFile):
     metadata = Metadata.from_email(wheel.read(f"{INFO}/METADATA"))
-    assert str(metadata.version) == "1.2.3+release.1"
+    assert str(metadata.version) == "1.2.3+release.2"
     assert [str(each) for each in metadata.requires_dist] == [
         "torch",
         'for-gpus==1.0; extra == "cuda"',

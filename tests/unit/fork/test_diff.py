@@ -13,7 +13,7 @@ from fork.errors import EditError
 from fork.upstream import Upstream
 
 
-NAME = "megatron_bridge-1.2.3+release.1.diff"
+NAME = "megatron_bridge-1.2.3+release.2.diff"
 
 
 @pytest.fixture(autouse=True)
