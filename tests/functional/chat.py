@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations to fine-tune on, and their tokens: what Megatron-LM's `SFTDataset` asks of a tokenizer.
+"""Make conversations for fine-tuning, and tokenize them as Megatron-LM's `SFTDataset` asks.
 
-The conversations are made here, from a fixed seed: small sums and word games whose answers follow a rule, so that a
-small model's loss falls within a few iterations and every run everywhere sees the same text.
+The conversations come from a fixed seed, so every run sees the same text. They are small sums and word games whose
+answers follow a rule, so the loss of a small model falls within a few iterations.
 """
 
 import itertools
@@ -26,10 +26,10 @@ _WORDS = (
 
 
 def conversations(count: int, seed: int = 1) -> Iterator[list[Message]]:
-    """Make conversations of a system message and one or two turns.
+    """Yield conversations of a system message and one or two turns.
 
     Args:
-        count: How many.
+        count: The number of conversations.
         seed: Another seed gives other conversations of the same kind.
     """
     dice = random.Random(seed)
@@ -57,14 +57,14 @@ def _count(dice: random.Random) -> tuple[str, str]:
 
 
 def write_conversations(path: Path, count: int, seed: int = 1, together: int = 1) -> Path:
-    """Write conversations as JSON lines, each `{"messages": […]}`, the form that Megatron-LM's `SFTDataset` reads.
+    """Write conversations as JSON lines, each `{"messages": […]}`, as Megatron-LM's `SFTDataset` reads them.
 
     Args:
         path: The file.
-        count: How many.
+        count: The number of conversations.
         seed: Another seed gives other conversations.
-        together: How many a line holds. `SFTDataset` packs those of a line into one sequence; a system message begins
-            each.
+        together: The number of conversations in a line. `SFTDataset` packs a line into one sequence. A system message
+            begins each conversation.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as out:
@@ -74,7 +74,7 @@ def write_conversations(path: Path, count: int, seed: int = 1, together: int = 1
 
 
 def spoken(messages: list[Message]) -> list[str]:
-    """Give all that the assistant says, a text for each conversation of a line."""
+    """Return the assistant's words, one text for each conversation of a line."""
     texts: list[str] = []
     for message in messages:
         if message["role"] == "system":
@@ -87,8 +87,8 @@ def spoken(messages: list[Message]) -> list[str]:
 class ChatTokenizer:
     """A Hugging Face tokenizer with a chat template, as `SFTDataset` calls it (`tokenize_conversation`, `eod`, `pad`).
 
-    Megatron-LM's own `SFTTokenizer` knows which tokens are the assistant's for two of NVIDIA's templates only, and
-    puts the loss on every token for any other ("default"). This one finds them from any template.
+    Megatron-LM's own `SFTTokenizer` finds the assistant's tokens for two of NVIDIA's templates only, and puts the loss
+    on every token for any other ("default"). This one finds them for any template.
 
     Args:
         folder: A folder or the name of a model with a tokenizer.
@@ -108,19 +108,19 @@ class ChatTokenizer:
     def tokenize_conversation(
         self, conversation: list[Message], return_target: bool, add_generation_prompt: bool = False
     ) -> Any:
-        """Turn a conversation into tokens and, with `return_target`, into the tokens that carry loss.
+        """Return the tokens of a conversation and, with `return_target`, the tokens that carry loss.
 
         Args:
             conversation: Messages with "role" and "content".
-            return_target: Give the targets too.
-            add_generation_prompt: End with the header of a next answer.
+            return_target: Return the targets too.
+            add_generation_prompt: End with the header of the next answer.
 
         Returns:
             int64 `[sequence]`, or a pair of those, the second with `IGNORE_INDEX` where the assistant doesn't speak.
 
         Raises:
-            ValueError: the template changes what it wrote before when a message is added, so nobody's tokens can be
-                told apart.
+            ValueError: The template changes earlier tokens when a message is added, so the assistant's tokens can't be
+                found.
         """
         tokens = self._tokens(conversation, add_generation_prompt)
         if not return_target:
@@ -133,7 +133,7 @@ class ChatTokenizer:
             end = self._tokens(conversation[: place + 1], False)
             if not (_begins(end, start) and _begins(tokens, end)):
                 raise ValueError(
-                    f"the chat template gives message {place} other tokens when more follows; take one that appends"
+                    f"the chat template changes the tokens of message {place} when more follow; use one that appends"
                 )
             targets[len(start) : len(end)] = tokens[len(start) : len(end)]
         return tokens, targets

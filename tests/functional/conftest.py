@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the functional tests share: platform, conversations, one checkpoint imported once, and the matrix's report."""
+"""Fixtures and hooks of the functional tests: platform, rows, conversations, and the report of the matrix."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-# A test process imports torch, transformers and Bridge; without bytecode files that takes three times as long.
+# A test process imports torch, transformers, and Bridge. Without bytecode files that takes three times as long.
 sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -29,19 +29,23 @@ ROWS = pytest.StashKey[list[matrix.Row]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what chooses platform and rows."""
+    """Add the options of the matrix."""
     group = parser.getgroup("matrix")
-    group.addoption("--platform", choices=list(platforms.PLATFORMS), help="fail unless this platform is here")
-    group.addoption("--all", action="store_true", help="every row of the matrix, not only the default set")
-    group.addoption("--row", action="append", metavar="NAME", help="this row and no other test; can be repeated")
+    group.addoption(
+        "--platform", choices=list(platforms.PLATFORMS), help="require this platform; default: the one that is found"
+    )
+    group.addoption("--all", action="store_true", help="run every row; default: the default set")
+    group.addoption("--row", action="append", metavar="NAME", help="run only this row; can be repeated")
     group.addoption("--megatron-lm", type=Path, metavar="DIR", help="train with this checkout's pretrain_gpt.py --sft")
     group.addoption("--primus", type=Path, metavar="DIR", help="run the hook of this checkout of Primus")
-    group.addoption("--report", type=Path, default=Path("out/functional"), metavar="DIR", help="logs and report")
-    group.addoption("--kit", type=Path, metavar="DIR", help="prove this offline kit, with all that it does by itself")
+    group.addoption(
+        "--report", type=Path, default=Path("out/functional"), metavar="DIR", help="default: out/functional"
+    )
+    group.addoption("--kit", type=Path, metavar="DIR", help="test this offline kit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep warnings and debug logs of the packages under test out of the report; their maintainers read them."""
+    """Hide warnings and debug logs of packages, which are for their maintainers, and apply the options."""
     config.addinivalue_line("filterwarnings", "ignore")
     if config.option.showcapture == "all":
         config.option.showcapture = "stdout"
@@ -50,15 +54,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.platform:
         os.environ[steps.PLATFORM_VARIABLE] = config.option.platform
     if config.option.platform == "cpu":
-        # Before torch looks for devices: what is converted in this process shall not find them either.
+        # Set these before torch looks for devices, so that conversions in this process use the CPU too.
         os.environ.update(platforms.PLATFORMS["cpu"].environment)
     if checkout := config.option.megatron_lm:
         if not (checkout / "pretrain_gpt.py").is_file():
-            raise pytest.UsageError(f"{checkout} has no pretrain_gpt.py: give a checkout of Megatron-LM")
+            raise pytest.UsageError(f"{checkout} has no pretrain_gpt.py: pass a checkout of Megatron-LM")
         os.environ[steps.MEGATRON_LM_VARIABLE] = str(checkout.resolve())
     if checkout := config.option.primus:
         if not (checkout / primus.HOOK).is_file():
-            raise pytest.UsageError(f"{checkout} has no {primus.HOOK}: give a checkout of AMD-AGI/Primus")
+            raise pytest.UsageError(f"{checkout} has no {primus.HOOK}: pass a checkout of AMD-AGI/Primus")
         os.environ[primus.VARIABLE] = str(checkout.resolve())
     try:
         steps.host()
@@ -68,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of each row."""
+    """Make each row a test."""
     if "row" in metafunc.fixturenames:
         rows = metafunc.config.stash[ROWS]
         groups = [pytest.param(row, id=row.name, marks=pytest.mark.xdist_group(row.model)) for row in rows]
@@ -76,16 +80,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Pass by the other modules where `--row` names rows, and on GPUs, for their figures are float32's on the CPU.
+    """Ignore the other modules with `--row`, and on GPUs, because their figures are for float32 on the CPU.
 
-    A wheel without a change can't import the tests of that change.
+    With `--row`, the wheel may lack a change, and can't import the tests of that change.
     """
     other = collection_path.name.startswith("test_") and collection_path.name != "test_matrix.py"
     return True if other and (config.option.row or steps.host().platform.name != "cpu") else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave only rows where `--row` names some."""
+    """Deselect all other tests with `--row`."""
     if config.option.row:
         others = [item for item in items if "row" not in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=others)
@@ -93,14 +97,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail, in the process that others wait for, where rows were chosen and none of them ran."""
+    """Fail in the main process unless a row passed and none failed."""
     kept = session.config.option.report / "results.json"
     if not hasattr(session.config, "workerinput") and kept.exists() and not succeeded(load(kept)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
-    """Show the report, in the process that has the terminal."""
+    """Show the report."""
     folder = config.option.report
     if (kept := folder / "results.json").exists():
         print()
@@ -109,9 +113,9 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
 
 
 class Reporter:
-    """Takes the results of rows in the process that others wait for, whichever process ran them.
+    """Collects the results of rows from all processes in the main process.
 
-    The report is written anew with each: a job that is ended keeps what it has.
+    It writes the report after each result, so that a job that is stopped keeps its results.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -120,7 +124,7 @@ class Reporter:
         (folder / "results.json").unlink(missing_ok=True)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add what the test of a row gave to `add_to_report`."""
+        """Add the result that the test of a row passed to `add_to_report`."""
         for name, value in report.user_properties if report.when == "call" else ():
             if name == RESULT:
                 self.results += loads(value)
@@ -129,13 +133,13 @@ class Reporter:
 
 @pytest.fixture
 def add_to_report(record_property: Callable[[str, str], None]) -> Callable[[Result], None]:
-    """Give what takes a row's result."""
+    """Return a function that adds a row's result to the report."""
     return lambda result: record_property(RESULT, dumps([result]))
 
 
 @pytest.fixture(scope="session")
 def reports(pytestconfig: pytest.Config) -> Path:
-    """Give the folder of report and logs, which outlives the session."""
+    """Return the folder of report and logs, which outlives the session."""
     folder = pytestconfig.option.report.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -143,19 +147,19 @@ def reports(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of this session. `--basetemp DIR` chooses where; it stays after a failure."""
+    """Return the working folder of this session. `--basetemp DIR` chooses it. It stays after a failure."""
     return tmp_path_factory.mktemp("functional")
 
 
 @pytest.fixture(scope="session")
 def llama(workplace: Path) -> Path:
-    """Make a tiny Llama 3 in Hugging Face's form."""
+    """Make a tiny Llama 3 in Hugging Face format."""
     return models.make_model(workplace / "hf" / "llama-3")
 
 
 @pytest.fixture(scope="session")
 def chats(workplace: Path, llama: Path) -> steps.Chats:
-    """Write the conversations to train on, and others to be judged by."""
+    """Write conversations for training and held-out ones."""
     return steps.Chats(
         train=write_conversations(workplace / "chats" / "train.jsonl", 128),
         valid=write_conversations(workplace / "chats" / "valid.jsonl", 32, seed=2),

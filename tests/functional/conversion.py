@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host does with a whole model: import and export beside `cp -r`, and the commands of `megatron-bridge`.
+"""Rows that measure import and export beside `cp -r`, and run `megatron-bridge verify`.
 
-The checkpoints are those of benchmarks/, whose session compares the import with upstream's, in rounds. Here each
-command runs once, for there may be a host for minutes only.
+benchmarks/ writes the models. Its session compares the import with upstream's, in several rounds. Here each command
+runs once, because the host may be available for minutes only.
 """
 
 import os
@@ -20,14 +20,14 @@ sys.path.append(str(steps.HERE.parents[1]))
 
 GB = 10**9
 SMALL = "small"
-SIZES = {SMALL: 40, "1b": 60, "3b": 100, "8b": 150}  # and seconds, if the disk moves half a gigabyte in one
+SIZES = {SMALL: 40, "1b": 60, "3b": 100, "8b": 150}  # typical seconds, on a disk with half a gigabyte per second
 MARGIN_GB = 2.0
 EXPORT_MEMORY = 1.8  # bytes that the export needs for each byte of the model
-TIMES_DISK = 3  # the model, the release, and what is exported or copied
+TIMES_DISK = 3  # the model, the release checkpoint, and the export or copy
 
 
 def shape(size: str):
-    """Give the shape of Llama 3 in a size of `SIZES`."""
+    """Return the shape of Llama 3 in a size of `SIZES`."""
     from benchmarks.__main__ import SMALL as changes
     from benchmarks.shapes import llama
 
@@ -36,11 +36,11 @@ def shape(size: str):
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion(matrix.Check):
-    """Import and export of a model of Llama 3's shape, with times and peaks of memory, beside `cp -r`.
+    """A row that measures time and peak memory of import and export for a model of Llama 3's shape.
 
     Attributes:
-        size: Of `SIZES`.
-        limit_s: Seconds that it may take.
+        size: A key of `SIZES`.
+        limit_s: The most seconds that it may take.
     """
 
     size: str
@@ -48,20 +48,20 @@ class Conversion(matrix.Check):
 
     @property
     def typical_s(self) -> float:
-        """Seconds that it takes, as far as nobody has measured it here."""
+        """Seconds that it takes, until it has been measured here."""
         return SIZES[self.size]
 
     @classmethod
     def of(cls, size: str) -> "Conversion":
-        """Make the row of a size."""
+        """Return the row of a size."""
         return cls(name=f"convert-{size}", model=f"Llama 3's shape, {size}", size=size)
 
     def why_not(self, runner: matrix.Runner) -> str | None:
-        """Say why it can't run here, or give None if it can."""
+        """Return why it can't run here, or None if it can."""
         try:
             import psutil
         except ImportError as error:
-            return f"measures with psutil: {error}"
+            return f"needs psutil to measure: {error}"
         whole = shape(self.size).bytes / GB
         runner.folder.mkdir(parents=True, exist_ok=True)
         found = {
@@ -69,24 +69,24 @@ class Conversion(matrix.Check):
             "memory": (psutil.virtual_memory().available / GB, EXPORT_MEMORY * whole + MARGIN_GB),
         }
         short = [
-            f"needs {needed:.0f} GB of {what}, {free:.0f} GB are free"
+            f"needs {needed:.0f} GB of {what}, and {free:.0f} GB are free"
             for what, (free, needed) in found.items()
             if free < needed
         ]
         return short[0] if short else None
 
     def run(self, runner: matrix.Runner) -> "ConversionRun":
-        """Give what runs it."""
+        """Return the run of this row."""
         return ConversionRun(runner, self)
 
 
 class ConversionRun(matrix.Run):
-    """A model on its way there and back."""
+    """One run of a conversion."""
 
     row: Conversion
 
     def go(self) -> None:
-        """Go through every stage, and leave no model behind: it may be most of what the disk holds."""
+        """Run every stage, and always remove the models, because they may fill the disk."""
         try:
             super().go()
         finally:
@@ -115,10 +115,10 @@ class ConversionRun(matrix.Run):
             expected, found = Tensors(source), Tensors(back)
             matrix.expect(sorted(found), sorted(expected), "names of the exported tensors")
             wrong = [name for name in expected if not expected[name].equal(found[name])]
-            matrix.expect(wrong, [], "tensors that came back otherwise")
+            matrix.expect(wrong, [], "tensors that the export changed")
 
     def measure(self, name: str, command: list[str]) -> None:
-        """Run a command with the model out of the page cache; keep its seconds and its peak of memory."""
+        """Run a command with the model not in the page cache, and record its seconds and its peak memory."""
         from benchmarks import cache, memory
 
         os.sync()
@@ -131,34 +131,34 @@ class ConversionRun(matrix.Run):
 
 
 def bridge() -> list[str]:
-    """Give the command `megatron-bridge` of the Python that runs this, wherever its scripts are."""
+    """Return the command `megatron-bridge` of this Python, wherever its scripts are."""
     return [sys.executable, "-c", "from megatron.bridge.cli import main; main(prog_name='megatron-bridge')"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(matrix.Check):
-    """`megatron-bridge verify` of a release, on this host's device, where there is such a command."""
+    """A row that runs `megatron-bridge verify` on this host's device, if the wheel has that command."""
 
     typical_s = 30
 
     def why_not(self, runner: matrix.Runner) -> str | None:
-        """Ask the command."""
+        """Return why the command is missing, or None if it is there."""
         question = [*bridge(), "verify", "--help"]
         asked = subprocess.run(question, capture_output=True, text=True, env=steps.environment())
         if asked.returncode == 0:
             return None
-        return f"megatron-bridge verify: {(asked.stderr.strip().splitlines() or ['no word why not'])[-1]}"
+        return f"megatron-bridge verify: {(asked.stderr.strip().splitlines() or ['no output'])[-1]}"
 
     def run(self, runner: matrix.Runner) -> "VerifyRun":
-        """Give what runs it."""
+        """Return the run of this row."""
         return VerifyRun(runner, self)
 
 
 class VerifyRun(matrix.Run):
-    """A release that is verified."""
+    """One run of `megatron-bridge verify`."""
 
     def go_on(self) -> None:
-        """Import the tiny model, and have the release verified against it."""
+        """Import the tiny model, and verify the release checkpoint against it."""
         row = matrix.Row(self.row.model, matrix.ONE)
         with self.stage("import"):
             release = self.runner.imported(row)

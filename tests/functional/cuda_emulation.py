@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`torch.cuda` answered by the CPU, so that Megatron-LM's own training loop runs where no accelerator is.
+"""Emulate `torch.cuda` on the CPU, so that Megatron-LM's own training loop runs without an accelerator.
 
 Megatron-LM asserts `torch.cuda.is_available()` (`megatron/training/initialize.py`, `initialize_megatron`), asks
-`torch.cuda` for streams, events, memory figures and RNG state, and creates tensors with `device="cuda"`. None of that
-decides what is computed. `install()` answers each question with the CPU's facts and sends every `device="cuda"` to the
-CPU; the mathematics, the checkpoint code and the collectives (gloo) stay Megatron-LM's and PyTorch's own.
+`torch.cuda` for streams, events, memory figures, and RNG state, and creates tensors with `device="cuda"`. None of that
+decides what is computed. `install()` answers for the CPU and sends every `device="cuda"` to the CPU. The mathematics,
+the checkpoint code, and the collectives (gloo) stay those of Megatron-LM and PyTorch.
 
-This is a part of the tests. The wheel holds nothing like it, and `install()` refuses to work where a real accelerator
-is. What it can't give: Transformer Engine, Apex and their fused kernels.
+This is part of the tests, and not of the wheel. `install()` refuses to work beside a real accelerator. It can't
+emulate Transformer Engine, Apex, and their fused kernels.
 """
 
 import contextlib
@@ -23,18 +23,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-# Megatron-LM reads these when it starts. Compiled functions would bypass the function mode below, and Megatron Core
-# insists on one connection as soon as sequence parallelism is on (`megatron/training/arguments.py`, `validate_args`).
+# Megatron-LM reads these when it starts. Compiled functions would bypass the function mode below. With sequence
+# parallelism, Megatron Core requires one connection (`megatron/training/arguments.py`, `validate_args`).
 ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 
 _CPU = torch.device("cpu")
 
 
 def accelerator() -> str | None:
-    """Name the accelerator that torch finds.
+    """Return the accelerator that torch finds.
 
     Returns:
-        "rocm", "cuda", or None where torch sees no device.
+        "rocm", "cuda", or None if torch finds no device.
     """
     if not torch.cuda.is_available():
         return None
@@ -48,7 +48,7 @@ class Event:
         pass
 
     def record(self, stream: Any = None) -> None:
-        """Accept what a real event would note down."""
+        """Do nothing: all work is already done."""
 
     def wait(self, stream: Any = None) -> None:
         """Return at once: CPU work is done when its call returns."""
@@ -57,11 +57,11 @@ class Event:
         """Return at once: CPU work is done when its call returns."""
 
     def query(self) -> bool:
-        """Say that the work before this event is done."""
+        """Return True: the work before this event is done."""
         return True
 
     def elapsed_time(self, end: "Event") -> float:
-        """Give no time: nobody judges a run by it."""
+        """Return 0, because no test uses the time."""
         return 0.0
 
 
@@ -78,7 +78,7 @@ class Stream(Event):
         """Return at once: there is nothing to wait for."""
 
     def record_event(self, event: Event | None = None) -> Event:
-        """Give an event that has happened."""
+        """Return an event that has happened."""
         return event or Event()
 
 
@@ -95,7 +95,7 @@ class _DeviceToCpu(TorchFunctionMode):
         if func is torch.Tensor.record_stream:
             return None
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            # Megatron-LM's optimizers know float32, float16 and bfloat16 by these names alone.
+            # Megatron-LM's optimizers recognize float32, float16, and bfloat16 only by these names.
             return func(args[0]).replace("torch.", "torch.cuda.", 1)
         if "device" in kwargs:
             kwargs["device"] = _to_cpu(kwargs["device"], index_too=True)
@@ -117,7 +117,7 @@ def _to_cpu(value: Any, index_too: bool = False) -> Any:
 
 
 def _answer(value: Any) -> Callable[..., Any]:
-    # A new function object each time: torch._dynamo keeps a table by function and refuses to see one under two names.
+    # Return a new function each time, because torch._dynamo refuses one function under two names.
     return lambda *args, **kwargs: value
 
 
@@ -126,7 +126,7 @@ def _context(*args: Any, **kwargs: Any) -> contextlib.AbstractContextManager:
 
 
 def _answers() -> dict[str, Any]:
-    """Collect what replaces the attributes of `torch.cuda`, by name."""
+    """Return the replacements for attributes of `torch.cuda`, by name."""
     properties = types.SimpleNamespace(
         name="CPU (emulated)", major=8, minor=0, total_memory=2**36, multi_processor_count=1, gcnArchName=""
     )
@@ -164,8 +164,7 @@ def _answers() -> dict[str, Any]:
         "memory_stats": lambda *args, **kwargs: _NoFigures(),
         "stream": lambda *args, **kwargs: _context(),
         "device": lambda *args, **kwargs: _context(),
-        # One generator for both devices, as there is one device: Megatron-LM saves and forks the "CUDA" state for
-        # dropout.
+        # CPU and "CUDA" share one generator. Megatron-LM saves and forks the "CUDA" state for dropout.
         "manual_seed": lambda seed: torch.default_generator.manual_seed(seed) and None,
         "manual_seed_all": lambda seed: torch.default_generator.manual_seed(seed) and None,
         "get_rng_state": lambda *args, **kwargs: torch.default_generator.get_state(),
@@ -183,18 +182,16 @@ _installed: list[Any] = []
 
 
 def install() -> None:
-    """Answer `torch.cuda` with the CPU for the rest of this process. Call it before Megatron-LM is imported.
+    """Emulate `torch.cuda` on the CPU for the rest of this process. Call it before Megatron-LM is imported.
 
     Raises:
-        RuntimeError: a real accelerator is present.
+        RuntimeError: There is a real accelerator.
     """
     if _installed:
         return
     found = accelerator()
     if found:
-        raise RuntimeError(
-            f"found a {found} device; the emulation of torch.cuda is for hosts without one: don't install it"
-        )
+        raise RuntimeError(f"found a {found} device; the emulation of torch.cuda works only on hosts without one")
     os.environ.update(ENVIRONMENT)
     for name, value in _answers().items():
         setattr(torch.cuda, name, value)
@@ -211,11 +208,12 @@ def install() -> None:
 
 
 def _let_norms_be_sequence_parallel() -> None:
-    """Give PyTorch's norms what other libraries' norms have for sequence parallelism: a mark on their weights.
+    """Mark the weights of PyTorch's norms for sequence parallelism, as other libraries' norms do.
 
-    Each rank normalizes its part of the sequence, so the weights' gradients have to be summed over the tensor-parallel
-    ranks; Megatron Core does that for marked weights (`megatron/core/distributed/finalize_model_grads.py`, core
-    0.19.2). Its wrapper of PyTorch's norms refuses instead (`megatron/core/transformer/torch_norm.py`).
+    Each rank normalizes its part of the sequence, so the gradients of the weights must be summed over the tensor
+    parallel ranks. Megatron Core does that for marked weights (`megatron/core/distributed/finalize_model_grads.py`,
+    core 0.19.2). Its wrapper of PyTorch's norms refuses sequence parallelism
+    (`megatron/core/transformer/torch_norm.py`).
     """
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
@@ -233,11 +231,11 @@ def _let_norms_be_sequence_parallel() -> None:
 
 
 def _let_attention_take_packed_sequences() -> None:
-    """Give Megatron Core's local attention what Transformer Engine's has: several sequences in one.
+    """Let Megatron Core's local attention take packed sequences, as Transformer Engine's does.
 
-    Each sequence attends to itself, from where `cu_seqlens_q` says that it begins to where the next one does. Megatron
-    Core refuses them (`megatron/core/transformer/dot_product_attention.py`, `DotProductAttention.forward`, core
-    0.19.2), and `SFTDataset` makes no others.
+    Each sequence attends only to itself. `cu_seqlens_q` holds where each begins. Megatron Core refuses packed
+    sequences (`megatron/core/transformer/dot_product_attention.py`, `DotProductAttention.forward`, core 0.19.2), and
+    `SFTDataset` makes no others.
     """
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
@@ -257,12 +255,12 @@ def _let_attention_take_packed_sequences() -> None:
 
 
 def _fork_the_queue_of_saves() -> None:
-    """Let each rank fork the process that collects what its save wrote.
+    """Let each rank fork the process that collects the results of its save.
 
     Megatron Core spawns it (`megatron/core/dist_checkpointing/strategies/filesystem_async.py`,
-    `get_write_results_queue`, core 0.19.2), and before it can take the first result it imports torch, on every rank
-    and in every save. With `--use-persistent-ckpt-worker` Megatron-LM forks it, too
-    (`megatron/training/async_utils.py`, `init_persistent_async_worker`). Older ones can't be told to, and take longer.
+    `get_write_results_queue`, core 0.19.2). A spawned process imports torch first, on every rank and in every save.
+    With `--use-persistent-ckpt-worker` Megatron-LM forks it too (`megatron/training/async_utils.py`,
+    `init_persistent_async_worker`). Older versions can't fork it, and take longer.
     """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 

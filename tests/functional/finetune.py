@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tune a GPT model on conversations with Megatron-LM's own training loop.
 
-The flags are Megatron-LM's own (`megatron.training`'s parser), with two more, `train.py`'s: `--record DIR` keeps each
-iteration's loss and the very batches that the model saw, so that another implementation can be asked for the loss on
-the same tokens. `pretrain_gpt.py`, Megatron-LM's entry point, is not in the wheel of megatron-core; this one stands in
-its place unless `--megatron-lm` gives a checkout that has it. It uses Megatron-LM's parser, data set class
-(`SFTDataset`), model class, optimizer, checkpoint code and loop as they come. `train.py` runs it.
+The flags are those of Megatron-LM's own parser, and those of `train.py`. `--record DIR` saves the loss of each
+iteration and the batches that the model saw, so that another implementation can compute the loss on the same tokens.
+Megatron-LM's entry point, `pretrain_gpt.py`, is not in the wheel of megatron-core. This module replaces it unless
+`--megatron-lm` names a checkout that has it. It uses Megatron-LM's parser, data set class (`SFTDataset`), model class,
+optimizer, checkpoint code, and loop unmodified. `train.py` runs it.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def layer_spec(args: Any, config: Any, vp_stage: int | None) -> Any:
-    """Choose Megatron Core's layer spec for the model that the flags describe."""
+    """Return Megatron Core's layer spec for the model that the flags describe."""
     with_te = args.transformer_impl == "transformer_engine"
     if args.num_experts:
         return get_gpt_decoder_block_spec(
@@ -57,7 +57,7 @@ def layer_spec(args: Any, config: Any, vp_stage: int | None) -> Any:
 def provide_model(
     pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None, **given: Any
 ) -> GPTModel:
-    """Build one rank's part of the model: `megatron.training.training.get_model` calls this for every stage."""
+    """Build one rank's part of the model. `megatron.training.training.get_model` calls this for every stage."""
     args = get_args()
     config = given.get("config") or arguments.core_transformer_config_from_args(args)
     groups = {name: given[name] for name in ("pg_collection",) if given.get(name) is not None}
@@ -72,8 +72,8 @@ def provide_model(
         share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
         **{name: getattr(args, name) for name in same_name},
         rope_scaling=args.use_rope_scaling,
-        # Megatron-LM's own builder drops this flag (core 0.19.2, `megatron/training/argument_utils.py`,
-        # `gpt_config_from_args`) and trains every model with Llama 3.1's factor, 8; Llama 3.2 has 32.
+        # Megatron-LM's own builder ignores this flag (core 0.19.2, `megatron/training/argument_utils.py`,
+        # `gpt_config_from_args`) and builds every model with Llama 3.1's factor, 8. Llama 3.2 needs 32.
         rope_scaling_factor=args.rope_scaling_factor,
         vp_stage=vp_stage,
         **groups,
@@ -81,12 +81,12 @@ def provide_model(
 
 
 def provide_datasets(samples: list[int], vp_stage: int | None = None) -> Any:
-    """Build the train, validation and test sets: a line is a sequence, loss on what the assistant says.
+    """Build the train, validation, and test sets. A line is a sequence, and the assistant's tokens carry loss.
 
-    With `--sft` the conversations of a line are packed; without, a line has one.
+    With `--sft` the conversations of a line are packed. Without it a line has one conversation.
 
-    Every rank reads the conversations itself, so nothing needs to be broadcast: the ranks of one data-parallel group
-    draw the same samples.
+    Every rank reads the conversations itself, and the ranks of one data parallel group draw the same samples, so
+    nothing needs to be broadcast.
     """
     args = get_args()
     config = GPTDatasetConfig(
@@ -112,11 +112,11 @@ def _split_paths(args: Any) -> tuple[list[str] | None, ...]:
 
 
 class Recorder:
-    """Writes what the loop saw and what it got to a folder.
+    """Writes the losses and batches of the loop to a folder.
 
-    `losses.jsonl` has one object a line: `{"split": "train", "iteration": 1, "loss": 5.97…}`. `batches/` has one file
-    a micro-batch and data-parallel rank, with `tokens`, `labels` (int64) and `loss_mask` (float32), each `[batch,
-    sequence]`.
+    `losses.jsonl` has one object per line: `{"split": "train", "iteration": 1, "loss": 5.97…}`. `batches/` has one
+    file per micro-batch and data parallel rank, with `tokens`, `labels` (int64), and `loss_mask` (float32), each
+    `[batch, sequence]`.
     """
 
     def __init__(self, folder: str | None) -> None:
@@ -124,7 +124,7 @@ class Recorder:
         self.seen: Counter[tuple[str, int]] = Counter()
 
     def loss(self, split: str, iteration: int, losses: dict[str, torch.Tensor]) -> None:
-        """Note the loss of one iteration. Only the ranks of the last pipeline stage have one; one of them writes."""
+        """Record the loss of one iteration. Only ranks of the last pipeline stage have it, and one of them writes."""
         if self.folder is None or not losses or not _writes():
             return
         line = {"split": split, "iteration": iteration, "loss": losses["lm loss"].item(), "time": time.time()}
@@ -134,7 +134,7 @@ class Recorder:
         print(f"{split} iteration {iteration}: loss {line['loss']!r}", flush=True)
 
     def batch(self, split: str, iteration: int, batch: dict[str, torch.Tensor]) -> None:
-        """Keep one micro-batch as this data-parallel rank saw it, a row for each conversation."""
+        """Save one micro-batch as this data parallel rank saw it, with a row for each conversation."""
         if self.folder is None or parallel_state.get_tensor_model_parallel_rank() != 0:
             return
         if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
@@ -147,12 +147,12 @@ class Recorder:
 
 
 def conversations(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give a batch of `SFTDataset` with a row for each conversation, without loss on what fills up the shorter ones.
+    """Return a batch of `SFTDataset` with a row for each conversation, padded without loss.
 
     Args:
-        batch: `tokens`, `labels` (int64) and `loss_mask` (float32), each `[batch, sequence]`, and with `--sft`
-            `cu_seqlens` (int32, `[batch, places]`), which says where each sequence's conversations begin; its last
-            value, the end of the sequence, is repeated.
+        batch: `tokens`, `labels` (int64), and `loss_mask` (float32), each `[batch, sequence]`. With `--sft` it also
+            has `cu_seqlens` (int32, `[batch, places]`), the starts of each sequence's conversations. The last value,
+            the end of the sequence, is repeated.
     """
     kept = {name: batch[name] for name in ("tokens", "labels", "loss_mask")}
     if not get_args().sft:
@@ -176,7 +176,7 @@ def _writes() -> bool:
 
 
 def observe(function: Callable, watch: Callable[[inspect.BoundArguments, Any], None]) -> Callable:
-    """Wrap a function of Megatron-LM's loop so that `watch` sees its arguments and result; nothing else changes."""
+    """Wrap a function of Megatron-LM's loop so that `watch` sees its arguments and result."""
     signature = inspect.signature(function)
 
     @wraps(function)
@@ -189,7 +189,7 @@ def observe(function: Callable, watch: Callable[[inspect.BoundArguments, Any], N
 
 
 def watch_losses(recorder: Recorder) -> None:
-    """Record the losses that Megatron-LM reduces over all ranks; its log line prints them with six digits only."""
+    """Record the losses that Megatron-LM reduces over all ranks, because its log has only six digits of them."""
 
     def after_iteration(call: inspect.BoundArguments, _: Any) -> None:
         recorder.loss("train", call.arguments["iteration"], call.arguments["loss_dict"])
@@ -232,10 +232,10 @@ def forward_step(data: Iterator, model: torch.nn.Module) -> tuple[torch.Tensor, 
 
 
 def pack(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], PackedSeqParams]:
-    """Put the sequences of a micro-batch one behind the other, and say where each conversation begins.
+    """Concatenate the sequences of a micro-batch.
 
     Returns:
-        The batch with values `[1, batch x sequence]`, and what attention needs to keep conversations apart.
+        The batch with values `[1, batch x sequence]`, and the parameters with which attention separates conversations.
     """
     from megatron.core.utils import flatten_batch_for_packed_sequences  # core 0.19 and later
 
@@ -247,7 +247,7 @@ def pack(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Packe
 
 
 def recorded(step: Callable, recorder: Recorder) -> Callable:
-    """Wrap a forward step, ours or `pretrain_gpt.py`'s, so that the batch which it draws is kept."""
+    """Wrap a forward step, ours or that of `pretrain_gpt.py`, so that its batch is recorded."""
 
     @wraps(step)
     def watched(data: Iterator | None, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -264,12 +264,15 @@ def recorded(step: Callable, recorder: Recorder) -> Callable:
 
 
 def let_distributed_optimizers_resume() -> None:
-    """Mend what a distributed optimizer can't do where torch's Adam stands in for Transformer Engine's or Apex's.
+    """Let a distributed optimizer resume where torch's Adam stands in for Transformer Engine's or Apex's.
 
-    All three are Megatron Core's (0.19.2, `distrib_optimizer.py`). Before it reads a checkpoint it asks Adam for its
-    step, when there was none: Adam takes one with gradients of zero, which moves no weight and which the checkpoint
-    replaces. It copies into float32 weights that require gradients. And it leaves that first step in place of the one
-    in the checkpoint, in one tensor for all weights, which each of them counts up: the loss is off two iterations on.
+    Megatron Core has three faults there (0.19.2, `distrib_optimizer.py`):
+
+    - Before it reads a checkpoint, it asks Adam for its step, but there was none yet. Here Adam first takes a step
+      with gradients of zero, which moves no weight and which the checkpoint replaces.
+    - It copies into float32 weights that require gradients.
+    - It keeps that first step instead of the checkpoint's, in one tensor for all weights, which each weight counts up.
+      So the loss is wrong after two iterations.
     """
     state_dict, load_state_dict = DistributedOptimizer.state_dict, DistributedOptimizer.load_state_dict
 
@@ -298,13 +301,13 @@ def pretrain_recorded(recorder: Recorder, *args: Any, **kwargs: Any) -> None:
 
 
 def run_pretrain_gpt(checkout: Path, recorder: Recorder) -> None:
-    """Run Megatron-LM's own script as `python pretrain_gpt.py` does."""
+    """Run Megatron-LM's own script, like `python pretrain_gpt.py`."""
     megatron.training.pretrain = partial(pretrain_recorded, recorder)
     runpy.run_path(str(checkout / "pretrain_gpt.py"), run_name="__main__")
 
 
 def fine_tune(recorder: Recorder) -> None:
-    """Parse the flags and hand over to `megatron.training.pretrain`, whose signature has changed between releases."""
+    """Parse the flags and call `megatron.training.pretrain`, whose signature differs between versions."""
     keywords: dict[str, Any] = {}
     if "cfg_container" in inspect.signature(pretrain).parameters:  # megatron-core 0.18 and later
         from megatron.training.argument_utils import pretrain_cfg_container_from_args
@@ -321,11 +324,11 @@ def fine_tune(recorder: Recorder) -> None:
 
 
 def main(given: argparse.Namespace) -> None:
-    """Train with what `train.take_own_flags` took from the command line, and with the flags that are left there."""
+    """Train with the flags of `train.take_own_flags`, and with Megatron-LM's flags from the command line."""
     if not HAVE_APEX_OR_TE:
         let_distributed_optimizers_resume()
-    # Megatron-LM compiles helpers for indexed data sets with `make`, and the wheel of megatron-core has no Makefile
-    # (`megatron/training/initialize.py`, `_compile_dependencies`, core 0.19.2). Conversations need none of them.
+    # Megatron-LM compiles helpers for indexed data sets with `make`, but the wheel of megatron-core has no Makefile
+    # (`megatron/training/initialize.py`, `_compile_dependencies`, core 0.19.2). Conversations don't need the helpers.
     dataset_utils.compile_helpers = lambda: None
     print(f"Megatron Core {megatron.core.__version__} of {Path(megatron.core.__file__).parents[2]}", flush=True)
     recorder = Recorder(given.record)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face checkpoints to convert: a tiny random one of each family, and one with Llama-3-8B's true width.
+"""Make Hugging Face checkpoints to convert: a tiny random one of each family, and one with Llama-3-8B's real width.
 
 A family is a row: the class of its configuration in transformers, and the values in which it differs from `_TINY`.
 """
@@ -54,17 +54,17 @@ def _llama3_rope(factor: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of model: its configuration class in transformers, and what sets it apart."""
+    """A family: its configuration class in transformers, and the values that differ from `_TINY`."""
 
     name: str
     config: str
     values: dict[str, Any] = field(default_factory=dict)
 
     def configuration(self, **changes: Any) -> transformers.PretrainedConfig:
-        """Make the configuration of a tiny model of this family.
+        """Return the configuration of a tiny model of this family.
 
         Args:
-            **changes: Values that go before the family's own.
+            **changes: Values that override the family's own.
         """
         return getattr(transformers, self.config)(**(_TINY | self.values | changes))
 
@@ -191,10 +191,10 @@ def make_model(
     """Write a tiny random checkpoint of a family, with a tokenizer and a chat template.
 
     Args:
-        folder: Where it goes.
-        family: A key of `CONVERTED`, or a family that isn't there.
-        dtype: What the weights are stored in.
-        **changes: Values of the configuration that go before the family's own.
+        folder: The folder of the checkpoint.
+        family: A key of `CONVERTED`, or another family.
+        dtype: The dtype of the stored weights.
+        **changes: Values of the configuration that override the family's own.
 
     Returns:
         `folder`.
@@ -213,13 +213,13 @@ def make_model(
     model.to(dtype)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
-            buffer.data = buffer.data.float()  # as DeepSeek stores it, whatever the weights are in
+            buffer.data = buffer.data.float()  # DeepSeek stores it in float32, whatever the dtype of the weights
     model.save_pretrained(folder)
     return folder
 
 
 def as_published(folder: Path) -> Path:
-    """Spell a checkpoint of `make_model` as models are published, by transformers 4, with what lies beside weights.
+    """Rewrite a checkpoint of `make_model` like a published model of transformers 4, with the usual extra files.
 
     Args:
         folder: The checkpoint, which is changed.
@@ -257,7 +257,7 @@ def as_published(folder: Path) -> Path:
 
 
 def _split_as_qwen(folder: Path) -> None:
-    """Let the tokenizer of a checkpoint split text as Qwen 2.5 does, and write its two older files."""
+    """Make the tokenizer of a checkpoint split text like Qwen 2.5, and write its two older files."""
     path = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
     digits = pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated")
@@ -273,7 +273,7 @@ def _split_as_qwen(folder: Path) -> None:
 
 
 def _disturb(model: torch.nn.Module) -> None:
-    """Move norms off 1 and biases off 0: a converter that drops or swaps them would go unseen."""
+    """Change norms from 1 and biases from 0, so that a converter that drops or swaps them is noticed."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -301,8 +301,8 @@ LLAMA_3_8B_WIDTH = {
 def make_wide_model(folder: Path) -> Path:
     """Write a checkpoint with Llama-3-8B's width and vocabulary and 2 of its 32 layers: bf16, 3 GB, 4 shards, index.
 
-    The tensors are drawn and written one shard at a time, so that the peak of memory is one shard, 2.8 GB at most.
-    The tokenizer is small; the vocabulary's size in the configuration is the true one.
+    The tensors are drawn and written one shard at a time, so the peak memory is one shard, at most 2.8 GB. The
+    tokenizer is small, but the configuration has the real size of the vocabulary.
     """
     tokenizer = train_tokenizer(folder, VOCAB_SIZE)
     config = transformers.LlamaConfig(
@@ -337,7 +337,7 @@ def _split(names: list[str], shards: int) -> list[list[str]]:
 
 
 def _draw(shape: torch.Size, noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Fill a tensor from one piece of noise of prime length: no two rows are the same. To draw anew takes a minute."""
+    """Fill a tensor from noise of prime length, so that no two rows are equal. New noise would take a minute."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=noise.dtype)
     start = int(torch.randint(len(noise), (1,), generator=generator))

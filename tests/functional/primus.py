@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's Primus converts with Bridge before Megatron-LM fine-tunes: its hook, run as it is in a checkout of Primus."""
+"""Run the unmodified hook of a checkout of AMD's Primus, which converts with Bridge before Megatron-LM fine-tunes."""
 
 import os
 import re
@@ -15,20 +15,20 @@ HOOK = Path("runner/helpers/hooks/train/posttrain/megatron/01_convert_checkpoint
 
 
 def checkout() -> Path | None:
-    """Give the checkout of Primus whose hook converts, if one was given."""
+    """Return the checkout of Primus, if there is one."""
     given = os.environ.get(VARIABLE)
     return Path(given) if given else None
 
 
 def write_experiment(path: Path, source: Path) -> None:
-    """Write an experiment that fine-tunes a Hugging Face model, which the hook shall convert with Bridge.
+    """Write an experiment that fine-tunes a Hugging Face model, and for which the hook converts with Bridge.
 
     Args:
         path: The YAML file.
         source: The Hugging Face model.
     """
     overrides = {"hf_path": str(source), "tokenizer_model": str(source), "native_ckpt_convert": False}
-    # The hook reads the model's preset and nothing in it: Bridge takes the architecture from Hugging Face's config.
+    # The hook reads the model's preset but uses none of it: Bridge takes the architecture from Hugging Face's config.
     trainer = {"framework": "megatron", "config": "sft_trainer.yaml", "model": "llama3_8B.yaml"}
     names = dict.fromkeys(("work_group", "user_name", "exp_name"), "test")
     experiment = {
@@ -43,21 +43,21 @@ def convert(name: str, primus: Path, source: Path, folder: Path, log: Path) -> d
     """Run the hook with the installed Bridge.
 
     Args:
-        name: What this step is for.
+        name: The purpose of this step.
         primus: The checkout of Primus.
         source: The Hugging Face model.
-        folder: Where experiment and checkpoint go.
-        log: Where everything that the hook prints is kept.
+        folder: The folder for experiment and checkpoint.
+        log: The file for everything that the hook prints.
 
     Returns:
-        What it tells Primus to train with, by the name of Megatron-LM's argument.
+        The arguments that the hook adds for the training, by Megatron-LM's name.
 
     Raises:
-        StepFailed: the hook ended with an error.
+        StepFailed: The hook ended with an error.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_experiment(folder / "experiment.yaml", source)
-    # No folder `src` is there, so that Python finds the Bridge that is installed, and not Primus's submodule.
+    # This folder has no `src`, so that Python finds the installed Bridge instead of Primus's submodule.
     variables = {"DATA_PATH": folder / "data", "MEGATRON_BRIDGE_PATH": folder / "no-bridge", "NODE_RANK": 0}
     command = [
         "env",
@@ -72,5 +72,5 @@ def convert(name: str, primus: Path, source: Path, folder: Path, log: Path) -> d
 
 
 def extras(lines: list[str]) -> dict[str, str]:
-    """Read the lines `extra.NAME=VALUE`, which `runner/` adds to the command line of the training."""
+    """Return the lines `extra.NAME=VALUE`, which `runner/` adds to the command line of the training."""
     return dict(found.groups() for line in lines if (found := re.fullmatch(r"extra\.(\w+)=(.*)", line)))

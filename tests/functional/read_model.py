@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says, as JSON, what the transformers of this environment reads in Hugging Face models: `read_model.py FOLDER...`."""
+"""Print as JSON what this environment's transformers reads from Hugging Face models: `read_model.py FOLDER...`."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ TEXT = "How many ships sail from Ōsaka to the harbour?\n\n  12 + 30 = 42"
 
 
 def read(folder: str) -> dict:
-    """Return what a model of this folder says, or a tokenizer where there are no weights."""
+    """Return the outputs of a folder's tokenizer, and of its model if it has weights."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(TEXT, return_tensors="pt")["input_ids"]
     found = {

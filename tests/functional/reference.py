@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other opinion: Hugging Face's loss on the batch that Megatron-LM saw."""
+"""Compute Hugging Face's loss on the batches that Megatron-LM saw, and compare tensors."""
 
 import math
 import statistics
@@ -15,15 +15,15 @@ from transformers import AutoModelForCausalLM
 def hf_loss(
     model: Path | str, batches: Iterable[dict[str, torch.Tensor]], *, by_batch: bool = False, device: str = "cpu"
 ) -> float:
-    """Compute the mean loss over all tokens that carry loss, in float32, with transformers' model.
+    """Return the mean loss of a model in transformers over all tokens that carry loss, in float32.
 
     Args:
         model: A Hugging Face checkpoint.
-        batches: Micro-batches with `tokens` and `labels` (int64) and `loss_mask` (float32), each `[batch, sequence]`,
-            the labels already shifted. Padding is at the end, where a causal model's earlier tokens don't see it.
-        by_batch: Give the mean of the micro-batches' means, as Megatron-LM's evaluation does with `--sft`
+        batches: Micro-batches with `tokens`, `labels` (int64), and `loss_mask` (float32), each `[batch, sequence]`.
+            The labels are already shifted. Padding is at the end, so a causal model's earlier tokens don't see it.
+        by_batch: Return the mean of the micro-batches' means, as Megatron-LM's evaluation does with `--sft`
             (`megatron/training/training.py`, `evaluate`, core 0.19).
-        device: Where it computes.
+        device: The device that computes.
 
     Returns:
         The sum of the losses over the sum of the masks, as Megatron-LM reduces it over micro-batches and ranks.
@@ -44,7 +44,7 @@ def hf_loss(
 
 
 class Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of a Hugging Face checkpoint, of one file or of shards, each read when it is asked for."""
+    """The tensors of a Hugging Face checkpoint with one file or shards, each read when it is used."""
 
     def __init__(self, model: Path) -> None:
         self._shards = {}
@@ -57,7 +57,7 @@ class Tensors(Mapping[str, torch.Tensor]):
             return shard.get_tensor(name)
 
     def sizes(self) -> Iterator[int]:
-        """Give the number of values in each tensor, from the headers alone."""
+        """Yield the number of values of each tensor, from the headers only."""
         for name, path in self._shards.items():
             with safe_open(path, "pt") as shard:
                 yield math.prod(shard.get_slice(name).get_shape())
@@ -70,7 +70,7 @@ class Tensors(Mapping[str, torch.Tensor]):
 
 
 def differences(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> list[str]:
-    """Say, a line each, in which tensors two sets differ: name, shape, type or any bit."""
+    """Return a line for each tensor in which two sets differ: in name, shape, dtype, or any bit."""
     lines = [f"only in the first: {name}" for name in sorted(one.keys() - other.keys())]
     lines += [f"only in the second: {name}" for name in sorted(other.keys() - one.keys())]
     for name in sorted(one.keys() & other.keys()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save a release checkpoint from a model that is cut over all ranks; `matrix.py` runs it with torchrun."""
+"""Save a release checkpoint from a model that is split over all ranks. `matrix.py` runs it with torchrun."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ def main() -> None:
     if options.backend != "gloo":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(options.backend)
-    # All of Bridge takes each rank longer to import than everything below.
+    # Importing all of Bridge would take each rank longer than everything below.
     bridge = auto_bridge_for(options.hf_model).from_hf_pretrained(options.hf_model)
     provider = bridge.to_megatron_provider()
     provider.tensor_model_parallel_size = options.tp

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Llama-3-style tokenizer that is trained here: byte-level BPE with Llama 3's special tokens and roles.
+"""Train a tokenizer like Llama 3's: byte-level BPE with Llama 3's special tokens and roles.
 
-It has those of NVIDIA's Nemotron Nano 2, too, whose template is the one in which Megatron-LM's `SFTTokenizer` finds
-what the assistant says: it takes a turn's first three tokens, a mark, "Assistant" and a new line, for its header.
+It also has the special tokens of NVIDIA's Nemotron Nano 2, because Megatron-LM's `SFTTokenizer` finds the assistant's
+tokens in that template: it takes the first three tokens of a turn, a mark, "Assistant", and a newline, for the header.
 """
 
 from pathlib import Path
@@ -28,14 +28,14 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(folder: Path, vocab_size: int = 384) -> PreTrainedTokenizerFast:
-    """Train a tokenizer on conversations that the project makes, and save it.
+    """Train a tokenizer on the project's conversations, and save it.
 
     Args:
-        folder: Where it goes, in Hugging Face's form.
-        vocab_size: Tokens in all: 256 bytes, the special ones, and merges for the rest.
+        folder: The folder to save it to, in Hugging Face format.
+        vocab_size: The number of tokens: 256 bytes, the special tokens, and merges for the rest.
 
     Returns:
-        The tokenizer. Training needs no download and gives the same merges each time.
+        The tokenizer. Training needs no download, and gives the same merges each time.
     """
     model = Tokenizer(models.BPE(byte_fallback=False))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,7 +47,7 @@ def train_tokenizer(folder: Path, vocab_size: int = 384) -> PreTrainedTokenizerF
     )
     text = (message["content"] for messages in conversations(2000, seed=0) for message in messages)
     model.train_from_iterator(text, trainer)
-    model.add_special_tokens(list(SPECIAL))  # behind the text's tokens, as Llama 3 has them
+    model.add_special_tokens(list(SPECIAL))  # after the text's tokens, as in Llama 3
     model.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, model.token_to_id(BEGIN))]
     )

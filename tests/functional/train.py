@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start Megatron-LM's training loop on what this machine has: an accelerator, or the CPU in its place.
+"""Start Megatron-LM's training loop on this machine's accelerator, or on the CPU.
 
     python tests/functional/train.py --use-checkpoint-args --load CHECKPOINT --save OUT --record OUT/record …
     python tests/functional/train.py --megatron-lm CHECKOUT --sft --use-checkpoint-args --load CHECKPOINT …
     python tests/functional/train.py --packages-of CHECKOUT --use-checkpoint-args --load CHECKPOINT …
 
-The first runs `finetune.py`, the second Megatron-LM's own `pretrain_gpt.py` with all else in a checkout of it. The
-third runs `finetune.py` with `megatron.core` and `megatron.training` of that checkout.
+The first command runs `finetune.py`. The second runs `pretrain_gpt.py` of a checkout of Megatron-LM, with that
+checkout's packages. The third runs `finetune.py` with `megatron.core` and `megatron.training` of that checkout.
 
-Everything is imported under the main guard: Megatron Core's checkpoint writer starts a process that imports this file
-again (`megatron/core/dist_checkpointing/strategies/filesystem_async.py`, `get_write_results_queue`, core 0.19.2), and
-torch and Megatron-LM in there would add eight seconds to every save.
+Everything is imported under the main guard, because Megatron Core's checkpoint writer starts a process that imports
+this file again (`megatron/core/dist_checkpointing/strategies/filesystem_async.py`, `get_write_results_queue`, core
+0.19.2). Importing torch and Megatron-LM there would add eight seconds to every save.
 """
 
 import argparse
@@ -18,15 +18,15 @@ import gc
 import sys
 
 
-# Megatron-LM and transformers import these where they find them, and do without where not. They are here because
-# Bridge asks for them; without them a rank starts in half the time.
+# Megatron-LM and transformers import these if they are installed, but don't need them. They are installed because
+# Bridge requires them. Without these imports a rank starts in half the time.
 OPTIONAL = ("comet_ml", "modelopt", "multistorageclient", "sklearn", "wandb")
 
 
 def take_own_flags() -> argparse.Namespace:
-    """Take the flags that are not Megatron-LM's from the command line; its parser must not see them."""
+    """Remove this script's own flags from the command line, because Megatron-LM's parser must not see them."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    parser.add_argument("--record", metavar="DIR", help="keep each iteration's loss and the batches here")
+    parser.add_argument("--record", metavar="DIR", help="record the losses and batches of each iteration")
     parser.add_argument("--megatron-lm", metavar="DIR", help="run pretrain_gpt.py of this checkout of Megatron-LM")
     parser.add_argument("--packages-of", metavar="DIR", help="run finetune.py with the packages of this checkout")
     given, sys.argv[1:] = parser.parse_known_args()
@@ -39,7 +39,7 @@ if __name__ == "__main__":
 
     given = take_own_flags()
     if checkout := given.megatron_lm or given.packages_of:
-        # In front, as when a script in the checkout is started itself.
+        # First on the path, as for a script of the checkout.
         sys.path.insert(0, checkout)
     found = cuda_emulation.accelerator()
     if found is None:
@@ -48,8 +48,8 @@ if __name__ == "__main__":
     if found == "rocm":
         platforms.save_from_pageable_memory()
 
-    # Modules are kept anyway. To look through them again and again, last when the process ends, takes a third of the
-    # time that a rank needs to start and to end.
+    # Modules are never freed. Scanning them repeatedly would take a third of the time that a rank needs to start and
+    # to end.
     gc.disable()
     import finetune
 

@@ -170,4 +170,4 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, option: str) ->
     command = [sys.executable, "-m", "pytest", str(tests), f"{option}={tmp_path}", f"--rootdir={tests.parents[1]}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert f"{tmp_path} has no " in done.stderr and "give a checkout of" in done.stderr
+    assert f"{tmp_path} has no " in done.stderr and "pass a checkout of" in done.stderr

@@ -435,7 +435,7 @@ def test_a_model_that_the_disk_does_not_hold_is_left_out(tmp_path: Path, monkeyp
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda folder: usage._replace(free=20 * 10**9))
     result = matrix.Runner(ON_CPU, tmp_path / "work", tmp_path / "logs").run(conversion.Conversion.of("8b"))
     assert result.outcome is Outcome.LEFT_OUT
-    assert result.reason == "needs 50 GB of disk, 20 GB are free"
+    assert result.reason == "needs 50 GB of disk, and 20 GB are free"
 
 
 def test_verify_is_left_out_where_there_is_no_such_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
