@@ -6,12 +6,12 @@ import libcst.matchers as m
 
 from fork.change import Change, insert_before_heading
 from fork.edits import (
-    Edit,
     File,
     Node,
     add_import,
     assign,
     call,
+    decorate,
     expression,
     ifs,
     imports,
@@ -45,24 +45,6 @@ def raising(text: str) -> Node:
         return isinstance(node, cst.Raise) and text in cst.Module([]).code_for_node(node)
 
     return Node(f"raise of {text!r}", matches, (cst.Raise,), text)
-
-
-def decorate(function: str, decorator: str, *, releases: str = "") -> Edit:
-    """Adds `decorator` below the decorators that the method or function `function` has."""
-    name = function.rpartition(".")[2]
-
-    def apply(module: cst.Module) -> cst.Module:
-        new = cst.Decorator(cst.parse_expression(decorator))
-
-        class Decorate(cst.CSTTransformer):
-            def leave_FunctionDef(self, original: cst.FunctionDef, updated: cst.FunctionDef) -> cst.FunctionDef:
-                if original.name.value != name or any(each.deep_equals(new) for each in original.decorators):
-                    return updated
-                return updated.with_changes(decorators=[*updated.decorators, new])
-
-        return module.visit(Decorate())
-
-    return Edit(f"decorate {function}", apply, releases)
 
 
 # Before 0.6 the class of an adapter is made from Transformer Engine's Linear, and modules are compared with it.

@@ -117,7 +117,7 @@ if streaming_import.streamed_weights(model) is not None:
     ],
     notes=["The tests use hypothesis, which joins the group `test`.", LOCK],
     tested=["What is written is what an import in memory writes, with Bridge 0.3.1 to 0.6.2 and core 0.16 to 0.19."],
-    stands_on=["release-checkpoints", "conversion-without-cuda"],
+    stands_on=["release-checkpoints", "conversion-without-cuda", "hf-checkpoint"],
     tests={"tests/unit/bridge/test_streaming*.py": "training/"},
     others=[
         TextEdit("pyproject.toml", "add hypothesis", r"^(test = \[\n)", r'\1    "hypothesis>=6.100",\n', '"hypothesis')

@@ -2,7 +2,7 @@
 """The files of a model beside its weights: a release checkpoint keeps them."""
 
 from fork.change import Change
-from fork.edits import File, add_import, ifs, insert_before, insert_first
+from fork.edits import File, add_import, expression, insert_before, insert_first
 
 
 change = Change(
@@ -30,10 +30,9 @@ is left out with a warning.
             [
                 add_import("from megatron.bridge.models.hf_pretrained import model_files"),
                 insert_before(
-                    "save_checkpoint.train_state_finalize_fn",
-                    ifs("release"),
-                    "if release:\n"
-                    "    model_files.keep_model_files(release_checkpoint.payload_being_written(save_dir), cfg)",
+                    "save_checkpoint._post_save_global_barrier",
+                    expression("writer.run(release_state.complete_payload, writer.payload, cfg)"),
+                    "writer.run(model_files.keep_model_files, writer.payload, cfg)",
                 ),
                 insert_first(
                     "save_tokenizer_assets", "if model_files.has_own_tokenizer(checkpoint_path):\n    return\n"
@@ -64,5 +63,5 @@ lost.
         "64 MB is left out with a warning.",
     ],
     tests={"tests/unit/bridge/test_model_files.py": "models/hf_pretrained/test_model_files.py"},
-    stands_on=["release-checkpoints"],
+    stands_on=["object-stores"],
 )

@@ -271,6 +271,26 @@ def wrap(scope: str, node: syntax.Matcher, template: str, *, count: int = 1, rel
     return Edit(label, apply, releases, scope, node, added=count * _lines(template), removed=count)
 
 
+def replace_up_to(scope: str, first: syntax.Matcher, end: syntax.Matcher, new: str, *, releases: str = "") -> Edit:
+    """Replaces the statements from `first` up to `end`, with the comments between them, by `new`."""
+
+    def apply(module: cst.Module) -> cst.Module:
+        (path,) = syntax.counted(syntax.find(module, scope, end), 1)
+        block, last = syntax.statement(path)
+        statements = syntax.parse_statements(new)
+        stop = block.body.index(last)
+        if syntax.runs(block.body[:stop], statements):
+            return module
+        (place,) = syntax.counted(syntax.find(module, scope, first), 1)
+        start = block.body.index(syntax.statement(place)[1])
+        blank, comments = syntax.split_blank(last.leading_lines)
+        kept = last.with_changes(leading_lines=[*blank[-1:], *comments])
+        body = [*block.body[:start], *statements, kept, *block.body[stop + 1 :]]
+        return syntax.rewrite(module, {block: block.with_changes(body=body)}, [path[: path.index(block) + 1]])
+
+    return Edit(f"replace {_describe(first, scope)}", apply, releases, scope, first)
+
+
 def insert_before(scope: str, node: syntax.Matcher, statements: str, *, count: int = 1, releases: str = "") -> Edit:
     """Inserts `statements` before the statement that holds `node`; `count` counts the statements."""
     return Edit(
@@ -297,8 +317,11 @@ def insert_after(scope: str, node: syntax.Matcher, statements: str, *, count: in
     )
 
 
-def insert_first(scope: str, statements: str, *, releases: str = "") -> Edit:
-    """Inserts `statements` first in the function or class `scope`, after its docstring."""
+def insert_first(scope: str, statements: str, *, done: syntax.Matcher | None = None, releases: str = "") -> Edit:
+    """Inserts `statements` first in the function or class `scope`, after its docstring.
+
+    They are there already if `done` is in the scope: for statements that a later change edits.
+    """
 
     def apply(module: cst.Module) -> cst.Module:
         path = syntax.find_definition(module, scope)
@@ -308,12 +331,33 @@ def insert_first(scope: str, statements: str, *, releases: str = "") -> Edit:
             raise EditError("expected a body on lines of its own")
         at = 0 if definition.get_docstring() is None else 1
         new = syntax.parse_statements(statements)
-        if syntax.runs(body.body, new):
+        if syntax.runs(body.body, new) or done is not None and syntax.find(module, scope, done):
             return module
         edited = body.with_changes(body=[*body.body[:at], *new, *body.body[at:]])
         return syntax.rewrite(module, {body: edited}, [(*path, body)])
 
     return Edit(f"insert first in {scope}", apply, releases, scope, added=_lines(statements), removed=0)
+
+
+def decorate(function: str, decorator: str, *, releases: str = "") -> Edit:
+    """Adds `decorator` below the decorators that the function or method `function` has."""
+
+    def apply(module: cst.Module) -> cst.Module:
+        path = syntax.find_definition(module, function)
+        definition = path[-1]
+        new = cst.Decorator(cst.parse_expression(decorator))
+        # A later change may have given it other arguments.
+        if _called(new) in [_called(each) for each in definition.decorators]:
+            return module
+        edited = definition.with_changes(decorators=[*definition.decorators, new])
+        return syntax.rewrite(module, {definition: edited}, [path])
+
+    return Edit(f"decorate {function}", apply, releases, function)
+
+
+def _called(decorator: cst.Decorator) -> str:
+    place = decorator.decorator
+    return syntax.code(place.func if isinstance(place, cst.Call) else place)
 
 
 def add_import(statement: str, *, releases: str = "") -> Edit:

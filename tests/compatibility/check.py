@@ -84,7 +84,7 @@ def imports(row: Row) -> str:
 def writes_release(row: Row) -> str:
     """Import the model: a release checkpoint whose args describe it."""
     from megatron.bridge import AutoBridge
-    from megatron.bridge.training.mlm_compat.checkpoint_args import read_megatron_lm_args
+    from megatron.bridge.training.mlm_compat.checkpoints import read_megatron_lm_args
 
     AutoBridge.import_ckpt(row.model, row.checkpoint)
     found = {path.name for path in row.checkpoint.iterdir()}

@@ -216,7 +216,7 @@ def show_checkpoint(checkpoint: Path) -> list[str]:
     """Show what the import wrote, and return the flags with which Megatron-LM starts from it."""
     import steps
 
-    from megatron.bridge.training.mlm_compat.checkpoint_args import read_megatron_lm_args
+    from megatron.bridge.training.mlm_compat.checkpoints import read_megatron_lm_args
 
     console.print(tree(checkpoint))
     console.print(f"{steps.TRACKER}: [bold]{steps.tracker(checkpoint)}[/]")

@@ -359,7 +359,8 @@ def model_flags(checkpoint: Path, *, use_checkpoint_args: bool = True, in_float3
         use_checkpoint_args: Return only flags that Megatron-LM doesn't read from the args. Otherwise return all.
         in_float32: Leave out the precision, so that Megatron-LM computes in float32 with weights of any dtype.
     """
-    from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_flags, read_megatron_lm_args
+    from megatron.bridge.release_checkpoint.flags import megatron_lm_flags
+    from megatron.bridge.training.mlm_compat.checkpoints import read_megatron_lm_args
 
     flags = megatron_lm_flags(read_megatron_lm_args(checkpoint), use_checkpoint_args=use_checkpoint_args)
     return [flag for flag in flags if not (in_float32 and flag in ("--bf16", "--fp16"))]

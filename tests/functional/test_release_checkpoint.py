@@ -14,7 +14,8 @@ import torch
 from reference import Tensors, differences, hf_loss
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.training import iteration_0
+from megatron.bridge.release_checkpoint.layout import is_link_to_release
+from megatron.bridge.training.release_options import set_link
 
 
 LOSS_TOLERANCE = 1e-4  # float32: two implementations of the same arithmetic
@@ -98,7 +99,7 @@ def test_training_in_a_folder_with_a_link_leaves_it_alone(
 ) -> None:
     """Megatron-LM starts, saves and resumes there as it does without the link."""
     root = Path(shutil.copytree(imported, workplace / "linked"))
-    iteration_0.set_link(root, wanted=True)
+    set_link(root, wanted=True)
     losses = {}
     for name, stop in (("start", ["--exit-interval=1"]), ("resume", [])):
         losses |= steps.train(
@@ -113,7 +114,7 @@ def test_training_in_a_folder_with_a_link_leaves_it_alone(
     assert list(losses) == [1, 2] and losses[1] == idle.losses()[1]
     assert steps.tracker(root) == "2"
     assert steps.payloads(root) == ["iter_0000000", "iter_0000001", "iter_0000002", "release"]
-    assert iteration_0.is_link_to_release(root / "iter_0000000")
+    assert is_link_to_release(root / "iter_0000000")
     before, after = (dict(steps.model_tensors(each / "release")) for each in (imported, root))
     assert differences(before, after) == []
 

@@ -17,7 +17,7 @@ from reference import Tensors, differences
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.cli import main
-from megatron.bridge.training.mlm_compat.checkpoint_args import read_megatron_lm_args
+from megatron.bridge.training.mlm_compat.checkpoints import read_megatron_lm_args
 from megatron.bridge_cli.checkpoint import examine
 from megatron.bridge_cli.repair import _load_state
 from megatron.bridge_cli.verdicts import problems, verdicts

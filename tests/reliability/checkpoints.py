@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "bridge"))
+sys.path += [str(Path(__file__).parents[1] / "unit" / folder) for folder in ("bridge", "release_checkpoint")]
 # For the server below.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 # Before Bridge is imported: pools of threads don't survive a fork.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from test_release_checkpoint import PAYLOAD, TRACKER, save_hf_model, weights
+from tiny_models import PAYLOAD, save_hf_model, weights
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.training.mlm_compat.checkpoint_args import read_megatron_lm_args
-from megatron.bridge.training.release_checkpoint import read_tracker, resolve_checkpoint
+from megatron.bridge.release_checkpoint.layout import TRACKER, read_tracker, resolve_checkpoint
+from megatron.bridge.training.mlm_compat.checkpoints import read_megatron_lm_args
 
 
 PAYLOAD = PAYLOAD | {"hf"}

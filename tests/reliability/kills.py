@@ -33,7 +33,7 @@ from typing import Any
 import llama_alone  # noqa: F401 - the first to import Bridge
 from checkpoints import PAYLOAD, TRACKER, AutoBridge, digest, forked, names, run_forked, save_hf_model
 
-from megatron.bridge.training.iteration_0 import ITERATION_0
+from megatron.bridge.release_checkpoint.layout import ITERATION_0
 
 
 CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate", "shutil.rmtree"}

@@ -19,8 +19,8 @@ from broken import Payload, traces
 from checkpoints import AutoBridge, read_megatron_lm_args
 from click.testing import CliRunner
 from test_faults import in_fork, in_namespace
+from test_object_store_writer import object_store  # noqa: F401 - fixture
 from test_release_checkpoint import gloo, hf_model, release, training  # noqa: F401 - fixtures
-from test_release_layout import object_store  # noqa: F401 - fixture
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron.bridge.cli import main

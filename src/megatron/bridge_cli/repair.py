@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron.bridge.release_checkpoint.files import sync, write_new
 from megatron.bridge.release_checkpoint.metadata import read_metadata_of_torch
 from megatron.bridge.release_checkpoint.pickles import Inert
 from megatron.bridge_cli.checkpoint import (
@@ -43,7 +44,6 @@ from megatron.bridge_cli.checkpoint import (
     examine_payload,
     is_plain,
 )
-from megatron.bridge_cli.durable_files import sync, write_new
 
 
 ASIDE = "release.damaged"
@@ -485,7 +485,7 @@ def _file_of_state(payload: Payload, source: str) -> tuple[str, int, int]:
 def _derive_args(payload: Payload, hf_model: str | None, trust_remote_code: bool) -> Any:
     """Return the args that an import of this model writes, by Bridge's own model provider."""
     from megatron.bridge import AutoBridge
-    from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_args
+    from megatron.bridge.release_checkpoint.args import megatron_lm_args
     from megatron.bridge.training.model_load_save import load_model_config
 
     if hf_model is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
+from megatron.bridge.release_checkpoint.flags import megatron_lm_flags
 from megatron.bridge_cli import repair
 from megatron.bridge_cli.checkpoint import (
     BRIDGE_TRACKER,
@@ -26,7 +27,6 @@ from megatron.bridge_cli.checkpoint import (
     Payload,
     contradictions,
 )
-from megatron.bridge_cli.launch_flags import megatron_lm_flags
 
 
 Loads = Literal["yes", "partly", "no", "unknown"]
@@ -211,7 +211,7 @@ def _command_line(args: Namespace, series: Series) -> tuple[Loads, str] | None:
 
 
 def _bridge(checkpoint: Checkpoint) -> tuple[Loads, str]:
-    """Judge by `resolve_checkpoint` in megatron/bridge/training/release_checkpoint.py, and `load_model_config`."""
+    """Judge by `resolve_checkpoint` in megatron/bridge/release_checkpoint/layout.py, and `load_model_config`."""
     payload = checkpoint.payload
     if payload is None:
         return "no", "there is no checkpoint"

@@ -14,8 +14,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from safetensors.torch import load_file, save_file
-from test_release_checkpoint import save_hf_model, weights
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, save_hf_model, weights
 from transformers import AutoConfig, MixtralConfig
 
 from megatron.bridge import AutoBridge

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
-from test_release_checkpoint import save_hf_model
+from tiny_models import save_hf_model
 
 from megatron.bridge import AutoBridge
 

@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import transformers
-from test_release_layout import object_store  # noqa: F401 - a fixture
+from test_object_store_writer import object_store  # noqa: F401 - a fixture
 from tiny_models import hf_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 

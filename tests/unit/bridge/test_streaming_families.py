@@ -8,7 +8,7 @@ import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from safetensors.torch import load_file, save_file
 from test_conversion_without_cuda import FAMILIES, FURTHER, MTP, save_random_model
-from test_release_checkpoint import weights
+from tiny_models import weights
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion import streaming_import

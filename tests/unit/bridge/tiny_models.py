@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face configs of every family that the tests convert, at a size that takes milliseconds."""
+"""Models of every family that the tests convert, at a size that takes milliseconds, and how to look at a payload."""
 
+import torch
+import torch.distributed.checkpoint as dcp
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+
+PAYLOAD = {".metadata", "__0_0.distcp", "common.pt", "metadata.json", "run_config.yaml", "tokenizer"}
 
 _DIMENSIONS = {
     "hidden_size": 64,
@@ -52,3 +58,36 @@ def hf_config(family: str, **changes) -> transformers.PretrainedConfig:
     """The config of a tiny model of `family`, with `changes` to its values."""
     config_class, architecture, values = FAMILIES[family]
     return getattr(transformers, config_class)(**_DIMENSIONS | values | changes, architectures=[architecture])
+
+
+def save_hf_model(folder, family="llama-3", tokens=300, **changes):
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(hf_config(family, **changes)).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(tokens)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w1")
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def names(payload):
+    """What lies in a payload, without the model's own files: test_model_files.py."""
+    return {path.name for path in payload.iterdir()} - {"hf"}
+
+
+def weights(payload):
+    """Every tensor of a checkpoint by key, whole, read with PyTorch alone."""
+    entries = dcp.FileSystemReader(payload).read_metadata().state_dict_metadata
+    tensors = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(tensors, checkpoint_id=payload, no_dist=True)
+    return tensors
+
+
+def assert_same_weights(left, right):
+    assert left.keys() == right.keys() and left
+    for key in left:
+        assert torch.equal(left[key], right[key]), key

@@ -84,7 +84,7 @@ def test_a_path_that_is_not_there_is_the_release_beside_it(build: Callable, tmp_
 
 
 def test_the_command_and_the_library_ask_the_same_variable():
-    from megatron.bridge.training.iteration_0 import LAYOUT_VARIABLE
+    from megatron.bridge.training.release_options import LAYOUT_VARIABLE
 
     assert LAYOUT_VARIABLE == VARIABLE
 

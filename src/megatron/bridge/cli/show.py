@@ -63,7 +63,7 @@ def _repair_command(found: Checkpoint) -> list[str] | None:
 
 def _notes_of_flags() -> AbstractContextManager[list[str]]:
     """Collect the notes of the table of flags."""
-    return notes_of("megatron.bridge_cli.launch_flags")
+    return notes_of("megatron.bridge.release_checkpoint.flags")
 
 
 def show(document: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ import transformers
 from megatron.bridge.models.hf_pretrained.model_files import (
     CONFIG,
     GENERATION,
-    KEPT,
     RESAVED,
     TOKENIZER,
     copy_files,
@@ -22,7 +21,7 @@ from megatron.bridge.models.hf_pretrained.model_files import (
     local_folder,
     names_in,
 )
-from megatron.bridge.training.release_checkpoint import RELEASE, resolve_checkpoint
+from megatron.bridge.release_checkpoint.layout import HF_FILES, RELEASE, resolve_checkpoint
 from megatron.bridge.utils.common_utils import get_rank_safe
 
 
@@ -97,7 +96,7 @@ def _files_of_source_or_release(payload: Path, source_path: str | os.PathLike | 
     if source is not None and (source / CONFIG).is_file():
         return found_files(source, links=True)
     release = payload.parent / RELEASE if payload.name.startswith("iter_") else payload
-    files = found_files(release / KEPT, links=False)
+    files = found_files(release / HF_FILES, links=False)
     if not files:
         logger.warning(
             "%s keeps no files of its Hugging Face model: tokenizer and config are written as transformers %s does; "

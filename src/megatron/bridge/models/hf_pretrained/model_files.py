@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import cached_file
 
-from megatron.bridge.training.utils.checkpoint_utils import file_exists
-from megatron.bridge_cli.durable_files import write_new
+from megatron.bridge.release_checkpoint.files import write_new
+from megatron.bridge.release_checkpoint.layout import HF_FILES, as_path
+from megatron.bridge.release_checkpoint.layout import TOKENIZER as TOKENIZER_FOLDER
 
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEPT = "hf"
 MAX_BYTES = 64 << 20
 CONFIG = "config.json"
 TEMPLATES = "additional_chat_templates"
@@ -58,11 +58,11 @@ ALLOWED = (*RESAVED, CODE, *DOCUMENTS)
 _LOADING = {"use_fast", "trust_remote_code", "revision", "include_special_tokens"}
 
 
-def keep_model_files(payload: Any, cfg: "ConfigContainer") -> None:
+def keep_model_files(payload: str | os.PathLike, cfg: "ConfigContainer") -> None:
     """Copy what belongs to the model of a save into the payload of a release. Called on rank 0.
 
     Args:
-        payload: The payload folder, a `pathlib.Path` or MultiStorageClient's.
+        payload: The payload folder, a local path or a MultiStorageClient URL.
         cfg: The config of the save. Its model says which Hugging Face model it comes from. If its tokenizer is that
             model's, `tokenizer/` gets the tokenizer's files, too.
     """
@@ -71,7 +71,8 @@ def keep_model_files(payload: Any, cfg: "ConfigContainer") -> None:
     options = getattr(tokenizer, "hf_tokenizer_kwargs", None) or {}
     source = local_folder(model, metadata.get("hf_model_revision") or options.get("revision"))
     files = found_files(source, links=True) if source else {}
-    copy_files(files, payload / KEPT)
+    folder = as_path(payload)
+    copy_files(files, folder / HF_FILES)
     changes = (getattr(tokenizer, name, None) for name in ("special_tokens", "chat_template", "chat_template_path"))
     if (
         has_one_of(files, *TOKENIZER)
@@ -81,12 +82,12 @@ def keep_model_files(payload: Any, cfg: "ConfigContainer") -> None:
     ):
         # Config and code say which class a tokenizer has that doesn't say so itself.
         own = (CONFIG, *TOKENIZER, CODE)
-        copy_files({name: path for name, path in files.items() if is_one_of(name, *own)}, payload / "tokenizer")
+        copy_files({name: path for name, path in files.items() if is_one_of(name, *own)}, folder / TOKENIZER_FOLDER)
 
 
 def has_own_tokenizer(payload: str | os.PathLike) -> bool:
     """Return whether `keep_model_files` has filled `tokenizer/` of a payload: nothing else puts a config there."""
-    return file_exists(os.path.join(payload, "tokenizer", CONFIG))
+    return (as_path(payload) / TOKENIZER_FOLDER / CONFIG).exists()
 
 
 def found_files(folder: Path, links: bool) -> dict[str, Path]:
@@ -102,7 +103,7 @@ def found_files(folder: Path, links: bool) -> dict[str, Path]:
             continue
         try:
             path = (folder / name).resolve(strict=True)
-            if not (_leads_here(folder, name, path) if links else path == folder.parent.resolve() / KEPT / name):
+            if not (_leads_here(folder, name, path) if links else path == folder.parent.resolve() / HF_FILES / name):
                 raise OSError(f"it leads to {path}")
             if not path.is_file():
                 raise OSError("it is not a file")

@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from test_release_checkpoint import PAYLOAD, TRACKER, assert_same_weights, names, save_hf_model, weights
-from test_release_layout import object_store  # noqa: F401 - a fixture
+from test_object_store_writer import object_store  # noqa: F401 - a fixture
+from tiny_models import PAYLOAD, assert_same_weights, names, save_hf_model, weights
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.training.mlm_compat.checkpoint_args import read_megatron_lm_args
+from megatron.bridge.release_checkpoint.layout import TRACKER
+from megatron.bridge.training.mlm_compat.checkpoints import read_megatron_lm_args
 
 
 # Run by each rank. Saves the model sharded by tensor parallelism, then tries to overwrite a training checkpoint.

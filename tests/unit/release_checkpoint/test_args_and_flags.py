@@ -3,7 +3,6 @@
 
 import dataclasses
 import io
-import logging
 import shlex
 from argparse import Namespace
 
@@ -12,7 +11,8 @@ import torch
 from tiny_models import FAMILIES, hf_config
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.training.mlm_compat.checkpoint_args import megatron_lm_args, megatron_lm_flags
+from megatron.bridge.release_checkpoint.args import megatron_lm_args
+from megatron.bridge.release_checkpoint.flags import megatron_lm_flags
 
 
 mlm_arguments = pytest.importorskip("megatron.training.arguments", reason="megatron-core ships it since 0.17")
@@ -115,13 +115,6 @@ def test_the_args_build_the_model_with_the_flags_that_are_never_read(provider, m
     assert_same_model(parse(short, monkeypatch, checkpoint_args=args), provider)
 
 
-def test_llama_needs_no_flag_but_epsilon_and_rope_scaling():
-    provider = AutoBridge.from_hf_config(hf_config("llama-3.1")).to_megatron_provider(load_weights=False)
-    short = megatron_lm_flags(megatron_lm_args(provider), use_checkpoint_args=True)
-    flags = [word for word in short if word.startswith("--")]
-    assert flags == ["--use-checkpoint-args", "--norm-epsilon", "--use-rope-scaling", "--rope-scaling-factor"]
-
-
 def test_args_are_of_plain_types(provider):
     buffer = io.BytesIO()
     torch.save(megatron_lm_args(provider), buffer)
@@ -134,28 +127,3 @@ def test_args_leave_the_choices_of_the_training_run_open(provider):
     args = vars(megatron_lm_args(provider))
     assert {"tokenizer_type", "tokenizer_model", "moe_grouped_gemm", "moe_token_dispatcher_type"}.isdisjoint(args)
     assert args["no_save_optim"] and args["no_save_rng"] and args["consumed_train_samples"] == 0
-
-
-def test_padded_vocabulary_is_the_one_that_the_model_has():
-    provider = AutoBridge.from_hf_config(hf_config("llama-3")).to_megatron_provider(load_weights=False)
-    provider.should_pad_vocab, provider.tensor_model_parallel_size = True, 2
-    assert megatron_lm_args(provider).padded_vocab_size == 512
-
-
-def test_an_activation_without_a_flag_is_reported(caplog):
-    config = hf_config("llama-3", hidden_act="gelu_pytorch_tanh")
-    provider = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
-    with caplog.at_level(logging.WARNING):
-        megatron_lm_args(provider)
-    assert "no flag for the activation gated" in caplog.text
-
-
-def test_a_rope_scaling_factor_that_megatron_lm_drops_is_reported(caplog):
-    config = hf_config("llama-3.1")
-    provider = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
-    with caplog.at_level(logging.WARNING):
-        megatron_lm_flags(megatron_lm_args(provider))
-        assert "drops --rope-scaling-factor" not in caplog.text
-        provider.rope_scaling_factor = 32.0
-        assert "32.0" in megatron_lm_flags(megatron_lm_args(provider))
-    assert "drops --rope-scaling-factor 32.0" in caplog.text

@@ -18,10 +18,11 @@ from megatron.core.num_microbatches_calculator import (
 )
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.optimizer.optimizer import FP32Optimizer, MegatronOptimizer
-from test_release_checkpoint import TRACKER, assert_same_weights, save_hf_model, weights
+from tiny_models import assert_same_weights, save_hf_model, weights
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.peft.lora import LoRA
+from megatron.bridge.release_checkpoint.layout import TRACKER
 from megatron.bridge.training import checkpointing, model_load_save, setup
 from megatron.bridge.training.config import CheckpointConfig, ConfigContainer, LoggerConfig, RNGConfig
 from megatron.bridge.training.state import GlobalState

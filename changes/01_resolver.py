@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One resolver: every reader of Bridge finds the payload of a checkpoint root, and takes a release checkpoint."""
+
+import libcst.matchers as m
+
+from fork.change import Change
+from fork.edits import (
+    File,
+    add_import,
+    assign,
+    expression,
+    ifs,
+    insert_after,
+    insert_before,
+    insert_first,
+    replace,
+    replace_up_to,
+)
+
+
+LAYOUT = "from megatron.bridge.release_checkpoint.layout import"
+IMPORT_RESOLVER = f"{LAYOUT} resolve_checkpoint\n"
+# `latest_train_state.pt` of a root; without a prefix the function names the file of one iteration.
+ROOT_TRAIN_STATE = m.Call(
+    func=m.Name("get_checkpoint_train_state_filename"),
+    args=[m.Arg(value=m.Name("load_dir")), m.Arg(keyword=m.Name("prefix"))],
+)
+# What upstream has only since a release.
+EXPORT_ADAPTER = WAN = ">=0.4"
+FROM_AUTO_CONFIG = MIMO = ">=0.5"
+SCRIPTS = ">=0.6"
+
+# Tests of the conversion scripts put modules of their own in the place of Bridge's.
+FAKE_BRIDGE = 'modules["megatron.bridge"].AutoBridge'
+FAKE_LAYOUT = """\
+layout = types.ModuleType("megatron.bridge.release_checkpoint.layout")
+layout.release_for = str
+modules["megatron.bridge.release_checkpoint"] = types.ModuleType("megatron.bridge.release_checkpoint")
+modules[layout.__name__] = layout
+"""
+
+change = Change(
+    name="resolver",
+    message="""\
+fix(ckpt): let every reader resolve a checkpoint root the same way
+
+`load_megatron_model` took the highest `iter_*` of a root, whatever its
+tracker said, and `load_checkpoint` believed `latest_train_state.pt` over a
+tracker that Megatron-LM had moved on. None of them knew `release/`, which
+Megatron-LM names in its tracker for weights without training state.
+
+Resolve roots in one place: by the tracker, then by
+`latest_train_state.pt`, then to the highest iteration, then to the release.
+A tracker that names a missing folder is an error.
+""",
+    why="Every reader of a checkpoint root finds its payload in one place, and takes a release checkpoint.",
+    edits=[
+        File(
+            "training/checkpointing.py",
+            [
+                add_import(f"{LAYOUT} release_for, train_state_tracker"),
+                insert_first("_load_checkpoint_from_path", "load_dir = release_for(load_dir)"),
+                # Megatron-LM of core 0.16 and later takes a tracker that says 0.
+                replace("read_metadata", expression("iteration > 0"), "iteration >= 0"),
+                *(
+                    replace(function, ROOT_TRAIN_STATE, "train_state_tracker(load_dir)", releases=releases)
+                    for function, releases in {
+                        "_resolve_checkpoint_iteration": "",
+                        # From 0.7 on it reads the train state of the iteration itself.
+                        "_load_checkpoint_from_path": "<0.7",
+                        "_load_base_checkpoint": "",
+                    }.items()
+                ),
+            ],
+        ),
+        File(
+            "training/config.py",
+            [
+                insert_first(
+                    "CheckpointConfig.finalize",
+                    f"{LAYOUT} release_for\n"
+                    "\n"
+                    "self.load, self.pretrained_checkpoint = release_for(self.load), release_for(self.pretrained_checkpoint)",
+                )
+            ],
+        ),
+        File(
+            "training/model_load_save.py",
+            [
+                add_import(IMPORT_RESOLVER),
+                *(
+                    insert_first(function, "checkpoint_path = resolve_checkpoint(checkpoint_path)")
+                    for function in (
+                        "load_tokenizer",
+                        "load_model_config",
+                        "build_and_load_model",
+                        "load_megatron_model",
+                    )
+                ),
+            ],
+        ),
+        File(
+            "models/conversion/auto_bridge.py",
+            [
+                add_import(IMPORT_RESOLVER),
+                replace_up_to(
+                    "AutoBridge.load_megatron_model",
+                    expression("Path(path)"),
+                    assign("skip_temp_dist_context"),
+                    "checkpoint_path = Path(resolve_checkpoint(path))",
+                ),
+                insert_before(
+                    "AutoBridge.from_auto_config",
+                    ifs("not checkpoint_path.exists()"),
+                    "checkpoint_path = Path(resolve_checkpoint(checkpoint_path))\n",
+                    releases=FROM_AUTO_CONFIG,
+                ),
+                insert_after(
+                    "AutoBridge.export_adapter_ckpt",
+                    ifs("not ckpt_path.exists()"),
+                    "ckpt_path = Path(resolve_checkpoint(ckpt_path))",
+                    releases=EXPORT_ADAPTER,
+                ),
+            ],
+        ),
+        File(
+            "training/utils/checkpoint_utils.py",
+            [
+                add_import(f"{LAYOUT} release_for, resolve_checkpoint"),
+                insert_first("checkpoint_exists", "checkpoints_path = release_for(checkpoints_path)"),
+                insert_first("get_hf_model_id_from_checkpoint", "path = resolve_checkpoint(path)"),
+            ],
+        ),
+        File(
+            "models/megatron_mimo/conversion/mimo_model_io.py",
+            [
+                insert_first(
+                    "_resolve_iter_folder",
+                    f"{IMPORT_RESOLVER}\n"
+                    "resolved = Path(resolve_checkpoint(path))\n"
+                    'if resolved != path or path.name == "release":\n'
+                    "    return resolved\n",
+                    releases=MIMO,
+                )
+            ],
+        ),
+        File(
+            "diffusion/models/wan/flow_matching/flow_inference_pipeline.py",
+            [
+                insert_before(
+                    "FlowInferencePipeline._select_checkpoint_dir",
+                    assign("pattern"),
+                    f"{IMPORT_RESOLVER}\n"
+                    "resolved = resolve_checkpoint(base_dir)\n"
+                    "if resolved != base_dir:\n"
+                    '    logging.info(f"Selected checkpoint: {resolved}")\n'
+                    "    return resolved\n",
+                    releases=WAN,
+                )
+            ],
+        ),
+    ],
+    modules=["release_checkpoint/__init__.py", "release_checkpoint/layout.py"],
+    issues=[3295],
+    problem=(
+        "Bridge's readers disagree about a checkpoint root: `load_megatron_model` takes the highest `iter_*` and ignores "
+        "the tracker, `load_checkpoint` believes `latest_train_state.pt` though Megatron-LM doesn't update it, and none "
+        "takes `release/`, with which `AutoBridge.load_megatron_model(path)` ends in an error about a missing run config."
+    ),
+    changes=[
+        "Every reader of a checkpoint root (`load_megatron_model`, `export_ckpt`, `load_checkpoint`, tokenizer, model "
+        "config, ModelOpt state) resolves it through `release_checkpoint.layout.resolve_checkpoint`, which knows releases.",
+        "A missing `iter_0000000` stands for the release beside it, with a warning.",
+    ],
+    unchanged=["What Bridge writes, and how a path that names an iteration folder is read."],
+    tested=["Unit tests on folders; each reader on real checkpoints with the changes above this one, on the CPU."],
+    later=["Nothing in Bridge writes a release yet: `release-checkpoints` does."],
+    tests={"tests/unit/bridge/test_layout.py": "release_checkpoint/"},
+    upstream_tests=[
+        File(
+            f"tests/unit_tests/conversion/launcher/{test}.py",
+            [insert_before(function, assign(FAKE_BRIDGE), FAKE_LAYOUT, releases=SCRIPTS)],
+        )
+        for test, function in {
+            "test_cpu_backend": "_load_cpu_backend",
+            "test_gpu_backend": "_fake_megatron_modules",
+        }.items()
+    ],
+    others=[
+        *(
+            File(
+                f"scripts/conversion/{backend}.py",
+                [
+                    add_import(f"{LAYOUT} release_for", releases=SCRIPTS),
+                    insert_first(
+                        "export_checkpoint", "megatron_path = release_for(megatron_path)\n", releases=SCRIPTS
+                    ),
+                    *edits,
+                ],
+            )
+            for backend, edits in {
+                "cpu_backend": (),
+                "gpu_backend": [
+                    replace(
+                        "_maybe_restore_pipeline_layout",
+                        expression('checkpoint_path.glob("iter_*")'),
+                        '(*checkpoint_path.glob("iter_*"), checkpoint_path / "release")',
+                        releases=SCRIPTS,
+                    )
+                ],
+            }.items()
+        ),
+        File(
+            "examples/conversion/hf_to_megatron_generate_text.py",
+            [
+                add_import(IMPORT_RESOLVER, releases=SCRIPTS),
+                replace(
+                    "main",
+                    expression("Path(args.megatron_model_path)"),
+                    "Path(resolve_checkpoint(args.megatron_model_path))",
+                    releases=SCRIPTS,
+                ),
+            ],
+        ),
+    ],
+)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The writer of release checkpoints: stages the payload beside the old one, and publishes or discards it."""
+
+from fork.change import Change
+
+
+change = Change(
+    name="release-writer",
+    message="""\
+feat(ckpt): add a writer that publishes a release checkpoint in one step
+
+A save that was interrupted left a folder that looks like a checkpoint, or a
+tracker that names one that isn't whole.
+
+`ReleaseWriter` stages the payload in `release.incomplete`, renames it into
+place and writes the tracker last. A block that raises leaves nothing
+behind; a crash leaves the old checkpoint or none. A root that holds
+training iterations is refused.
+""",
+    why="A release checkpoint is staged, and then published or discarded, by one object.",
+    modules=["release_checkpoint/files.py", "training/release_writer.py"],
+    stands_on=["resolver"],
+    problem=(
+        "A save that is interrupted leaves a folder that looks like a checkpoint, or a tracker that names one that is not "
+        "whole. Whoever trains next loads it, or finds the error hours later."
+    ),
+    changes=["`ReleaseWriter` writes `release/` and its tracker, whole or not at all, on one rank or many."],
+    unchanged=["Everything that Bridge writes: nothing uses the writer before `release-checkpoints`."],
+    tested=["Unit tests; a kill at each change to the file system leaves the old checkpoint, the new one, or none."],
+    later=["Object stores, which can't rename folders: `object-stores`."],
+    tests={"tests/unit/bridge/test_release_writer.py": "training/"},
+)

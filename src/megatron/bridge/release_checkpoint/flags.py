@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line with which Megatron-LM builds the model of a checkpoint, from the checkpoint's args."""
+
+import logging
+import os
+from argparse import Namespace
+from typing import Any
+
+from megatron.bridge.release_checkpoint.args import ARGS
+
+
+logger = logging.getLogger(__name__)
+
+# Fields whose flags take several values as separate words. Other lists are one word.
+_SPREAD = {"moe_router_load_balancing_type", "moe_aux_loss_coeff"}
+
+# Fields that have no flag, with the value that Megatron-LM uses (MLATransformerConfig, core 0.19).
+_FIXED = {"original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+
+# GPTModel's default, which gpt_builders.py and gpt_config_from_args of core 0.19 don't change.
+_BUILT_ROPE_SCALING_FACTOR = 8.0
+
+
+def megatron_lm_flags(args: Namespace, *, use_checkpoint_args: bool = False) -> list[str]:
+    """Return the Megatron-LM command line that builds the model of a checkpoint.
+
+    Args:
+        args: Args of a checkpoint.
+        use_checkpoint_args: Leave out what ``--use-checkpoint-args`` makes Megatron-LM take from the checkpoint.
+            False gives every flag.
+
+    Returns:
+        The words of the command line, flags and values, for ``pretrain_gpt.py`` of core 0.17 to 0.19.
+    """
+    words = ["--use-checkpoint-args"] if use_checkpoint_args else []
+    for arg in ARGS:
+        value = getattr(args, arg.name, None)
+        is_read = use_checkpoint_args and arg.read
+        if arg.flag is None or is_read or arg.only_with and not getattr(args, arg.only_with, None):
+            continue
+        if arg.when == "value" and value not in (None, arg.default):
+            words += [arg.flag, *_words(arg.name, value)]
+        elif arg.when in ("true", "switch") and value is True or arg.when == "false" and value is False:
+            words.append(arg.flag)
+        elif arg.when == "switch" and value is False:
+            words.append(arg.flag.replace("--", "--no-", 1))
+    _warn_of_differences(args)
+    return words
+
+
+def launch_lines(root: str | os.PathLike, args: Namespace) -> list[str]:
+    """Return the lines that tell how Megatron-LM starts from a checkpoint.
+
+    Args:
+        root: Checkpoint root.
+        args: Its args.
+    """
+    short = " ".join(["--load", str(root), *megatron_lm_flags(args, use_checkpoint_args=True)])
+    return [
+        f"Megatron-LM starts from this checkpoint with: {short}",
+        f"Without --use-checkpoint-args it needs: {' '.join(megatron_lm_flags(args))}",
+    ]
+
+
+def _warn_of_differences(args: Namespace) -> None:
+    """Warn of values that no command line gives to Megatron-LM."""
+    if getattr(args, "multi_latent_attention", False):
+        for name, fixed in _FIXED.items():
+            if getattr(args, name, fixed) != fixed:
+                logger.warning("Megatron-LM has no flag for %s=%s and uses %s", name, getattr(args, name), fixed)
+    factor = getattr(args, "rope_scaling_factor", None)
+    if getattr(args, "use_rope_scaling", False) and factor not in (None, _BUILT_ROPE_SCALING_FACTOR):
+        logger.warning(
+            "pretrain_gpt.py of Megatron-LM up to core 0.19 builds RoPE scaling with factor %s and drops "
+            "--rope-scaling-factor %s: pass rope_scaling_factor to GPTModel in its gpt_builders.py",
+            _BUILT_ROPE_SCALING_FACTOR,
+            factor,
+        )
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list):
+        return [str(value)]
+    if name in _SPREAD:
+        return [str(item) for item in value]
+    items = ",".join(str(item) for item in value)
+    return [items] if name == "window_size" else [f"[{items}]"]

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line with which Megatron-LM builds the model of a checkpoint."""
+
+import logging
+
+from tiny_models import hf_config
+
+from megatron.bridge import AutoBridge
+from megatron.bridge.release_checkpoint.args import megatron_lm_args
+from megatron.bridge.release_checkpoint.flags import launch_lines, megatron_lm_flags
+
+
+def test_llama_needs_no_flag_but_epsilon_and_rope_scaling():
+    provider = AutoBridge.from_hf_config(hf_config("llama-3.1")).to_megatron_provider(load_weights=False)
+    short = megatron_lm_flags(megatron_lm_args(provider), use_checkpoint_args=True)
+    flags = [word for word in short if word.startswith("--")]
+    assert flags == ["--use-checkpoint-args", "--norm-epsilon", "--use-rope-scaling", "--rope-scaling-factor"]
+
+
+def test_a_rope_scaling_factor_that_megatron_lm_drops_is_reported(caplog):
+    config = hf_config("llama-3.1")
+    provider = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
+    with caplog.at_level(logging.WARNING):
+        megatron_lm_flags(megatron_lm_args(provider))
+        assert "drops --rope-scaling-factor" not in caplog.text
+        provider.rope_scaling_factor = 32.0
+        assert "32.0" in megatron_lm_flags(megatron_lm_args(provider))
+    assert "drops --rope-scaling-factor 32.0" in caplog.text
+
+
+def test_both_command_lines_are_told():
+    provider = AutoBridge.from_hf_config(hf_config("llama-3")).to_megatron_provider(load_weights=False)
+    args = megatron_lm_args(provider)
+    short, whole = launch_lines("OUT", args)
+    assert short.endswith("--load OUT --use-checkpoint-args --norm-epsilon 1e-05")
+    assert whole.endswith(" ".join(megatron_lm_flags(args)))

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links, kills, full disks and other imports while a release checkpoint is published; no weights."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from test_layout import make_iteration, write_train_state
+from test_release_writer import RELEASE_ONLY, entries, write_release
+
+from megatron.bridge.release_checkpoint import files
+from megatron.bridge.release_checkpoint.layout import (
+    INCOMPLETE,
+    ITERATION_0,
+    REPLACED,
+    STAGING,
+    TRACKER,
+    resolve_checkpoint,
+)
+from megatron.bridge.training import release_writer
+from megatron.bridge.training.release_options import set_link
+from megatron.bridge.training.release_writer import ReleaseWriter
+
+
+def write(root, text, link=False):
+    write_release(root, text, before_tracker=lambda root: set_link(root, link))
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_release_folder_behind_a_symlink_is_left_to_its_owner(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "metadata.json").write_text("theirs")
+    root = tmp_path / "out"
+    root.mkdir()
+    (root / "release").symlink_to(elsewhere)
+    write_release(root, "new")
+    assert (elsewhere / "metadata.json").read_text() == "theirs"
+    assert (root / "release/metadata.json").read_text() == "new"
+
+
+def test_links_that_lie_where_an_import_writes_are_not_followed(tmp_path):
+    victim, folder, root = tmp_path / "victim", tmp_path / "folder", tmp_path / "out"
+    victim.write_text("kept")
+    folder.mkdir()
+    (folder / "file").write_text("kept")
+    root.mkdir()
+    (root / (TRACKER + INCOMPLETE)).symlink_to(victim)
+    (root / STAGING).symlink_to(folder)
+    (root / REPLACED).symlink_to(folder)
+    write_release(root, "payload")
+    assert victim.read_text() == "kept" and (folder / "file").read_text() == "kept"
+    assert not (root / "release").is_symlink() and (root / "release/metadata.json").read_text() == "payload"
+    assert {path.name for path in root.iterdir()} == {"release", TRACKER}
+
+
+def test_a_symlinked_root_is_written_through(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_release(tmp_path / "link", "payload")
+    assert (tmp_path / "real/release/metadata.json").read_text() == "payload"
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler in the code under test may run for it."""
+
+
+def kill_at(monkeypatch, step):
+    """Let the `step`-th change to the file system, counted from 0, not happen, nor any after it."""
+    done = []
+
+    def counted(change):
+        def wrapper(*args, **kwargs):
+            if len(done) >= step:
+                raise Killed
+            done.append(change)
+            return change(*args, **kwargs)
+
+        return wrapper
+
+    changes = (
+        (Path, ("rename", "replace", "unlink", "mkdir", "symlink_to")),
+        (shutil, ("rmtree",)),
+        (release_writer, ("exchange", "write_new")),
+    )
+    # The kernel ends the locks of a killed process, and nobody discards what it staged.
+    monkeypatch.setattr(ReleaseWriter, "discard", ReleaseWriter._close)
+    for owner, names in changes:
+        for name in names:
+            monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    return done
+
+
+def save_iteration_0(root):
+    make_iteration(root, 0)
+    (root / TRACKER).write_text("0")
+    write_train_state(root, 0)
+
+
+BEFORE = {
+    "nothing": lambda root: None,
+    "a release": lambda root: write_release(root, "old"),
+    "iteration 0": save_iteration_0,
+    "a crashed import": lambda root: (root / STAGING / "rest").mkdir(parents=True),
+}
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def exchanges(request, monkeypatch):
+    """Whether the file system can swap two folders in one step, as that of the tests can."""
+    if request.param == "two renames":
+        monkeypatch.setattr(release_writer, "exchange", lambda *args: False)
+    return request.param == "exchange"
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["", "with a link"])
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("step", range(18))
+def test_a_kill_at_any_step_leaves_the_old_checkpoint_or_the_new_one_or_none(
+    tmp_path, monkeypatch, before, step, exchanges, link, record_property
+):
+    record_property("count of publications of a release killed, at each change in turn", 1)
+    root = tmp_path / "out"
+    BEFORE[before](root)
+    link = link and not (root / ITERATION_0).exists()
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with suppress(Killed):
+            write(root, "new", link)
+    tracker = root / TRACKER
+    if tracker.exists():
+        named = Path(resolve_checkpoint(root))
+        assert (named / "metadata.json").read_text() in {"old", "new", "iteration 0"}
+        # Made before the tracker, and seen to lead where that leads.
+        assert not (root / ITERATION_0).is_symlink() or (root / ITERATION_0).resolve() == named.resolve()
+    assert tracker.exists() or before not in ("iteration 0", *(["a release"] if exchanges else []))
+
+    write(root, "next")
+    assert (Path(resolve_checkpoint(root)) / "metadata.json").read_text() == "next"
+    assert entries(root) <= RELEASE_ONLY | {ITERATION_0, f"{ITERATION_0}/metadata.json"}
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["", "with a link"])
+def test_the_steps_above_are_all_of_them(tmp_path, monkeypatch, exchanges, link):
+    write_release(tmp_path, "old")
+    with monkeypatch.context() as patch:
+        done = kill_at(patch, 100)
+        write(tmp_path, "new", link)
+    assert 5 < len(done) <= 18
+
+
+def test_a_disk_that_is_full_at_the_tracker_leaves_the_old_release(tmp_path, monkeypatch, exchanges):
+    def disk_full(*args):
+        raise OSError(28, "No space left on device")
+
+    write_release(tmp_path, "old")
+    with (
+        pytest.raises(OSError, match="No space left"),
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(release_writer, "write_new", disk_full)
+        write_release(tmp_path, "new")
+    assert (tmp_path / "release/metadata.json").read_text() == "old"
+    assert entries(tmp_path) == RELEASE_ONLY
+
+
+def test_an_old_release_that_can_not_be_removed_does_not_fail_the_import(tmp_path, monkeypatch, caplog):
+    def busy(*args):
+        raise OSError(39, "Directory not empty")
+
+    write_release(tmp_path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        write_release(tmp_path, "new")
+    assert "could not be removed, the next import tries again" in caplog.text
+    assert (Path(resolve_checkpoint(tmp_path)) / "metadata.json").read_text() == "new"
+    write_release(tmp_path, "next")
+    assert entries(tmp_path) == RELEASE_ONLY
+
+
+@pytest.fixture
+def removed_while_locked(monkeypatch):
+    """The folders that were removed since; another import can't lock one of them meanwhile."""
+
+    def other_import(folder):
+        with pytest.raises(BlockingIOError):
+            files.lock(folder)
+        removed.append(folder)
+        remove(folder)
+
+    remove, removed = shutil.rmtree, []
+    monkeypatch.setattr(shutil, "rmtree", other_import)
+    return removed
+
+
+def test_the_old_release_is_no_leftover_while_its_successor_is_published(tmp_path, removed_while_locked):
+    write_release(tmp_path, "old")
+    assert removed_while_locked == []
+    write_release(tmp_path, "new")
+    assert removed_while_locked == [tmp_path / STAGING]
+
+
+def test_what_is_discarded_is_still_locked(tmp_path, removed_while_locked):
+    with ReleaseWriter(tmp_path) as writer:
+        writer.stage()
+    assert removed_while_locked == [tmp_path / STAGING]
+
+
+# --- targets that are refused ------------------------------------------------------------------------------------
+
+
+def file_as_root(root):
+    root.write_text("")
+    return NotADirectoryError, "is a file"
+
+
+def training_tracker(root):
+    make_iteration(root, 5)
+    (root / TRACKER).write_text("5")
+    write_train_state(root, 5)
+    return FileExistsError, "training iteration 5"
+
+
+def training_without_tracker(root):
+    make_iteration(root, 7)
+    return FileExistsError, "training iteration 7"
+
+
+def training_beside_a_release(root):
+    write_release(root, "old")
+    make_iteration(root, 3)
+    return FileExistsError, "training iteration 3"
+
+
+def unreadable_tracker(root):
+    root.mkdir()
+    (root / TRACKER).write_text("yesterday")
+    return ValueError, "holds 'yesterday', expected an iteration or 'release'"
+
+
+@pytest.mark.parametrize(
+    "make", [file_as_root, training_tracker, training_without_tracker, training_beside_a_release, unreadable_tracker]
+)
+def test_a_target_is_refused_and_left_alone(tmp_path, make):
+    root = tmp_path / "out"
+    error, message = make(root)
+    before = entries(tmp_path)
+    with pytest.raises(error, match=message) as caught, ReleaseWriter(root) as writer:
+        writer.stage()
+    assert "\n" not in str(caught.value)
+    assert entries(tmp_path) == before
