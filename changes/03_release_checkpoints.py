@@ -175,10 +175,7 @@ Write `release/` with the tracker `release` and complete args by default.
         "The layout that `import_ckpt` writes by default is another: code that appends `/iter_0000000` to the path of an "
         "import should name the root, or pass `release=False`. Bridge's readers take such a path for the release.",
     ],
-    tests={
-        "tests/unit/bridge/tiny_models.py": "training/tiny_models.py",
-        "tests/unit/bridge/test_release_args.py": "release_checkpoint/",
-    },
+    tests={"tests/unit/bridge/test_release_args.py": "release_checkpoint/"},
     upstream_tests=[
         File(
             "tests/unit_tests/models/test_auto_bridge.py",

@@ -32,6 +32,7 @@ new one is written last.
     stands_on=["release-checkpoints"],
     problem="`AutoBridge.import_ckpt(hf_model, 'msc://…')` fails: object stores can't rename the staged folder.",
     changes=["`import_ckpt` and `save_megatron_model(release=True)` take MultiStorageClient URLs."],
+    unchanged=["What is written to a local path."],
     tested=["Unit tests over a MultiStorageClient profile of a local folder."],
     tests={"tests/unit/bridge/test_object_store_writer.py": "training/"},
 )

@@ -51,9 +51,13 @@ hand.
     changes=[
         "Saving a release checkpoint prints the flags for Megatron-LM, with and without `--use-checkpoint-args`."
     ],
+    unchanged=["What is written."],
     tested=[
         "The model config that Megatron-LM's parser builds from the flags equals Bridge's, field by field, for 9 families."
     ],
-    tests={"tests/unit/bridge/test_launch_flags.py": "release_checkpoint/"},
+    tests={
+        "tests/unit/bridge/tiny_models.py": "training/tiny_models.py",
+        "tests/unit/bridge/test_launch_flags.py": "release_checkpoint/",
+    },
     docs=[insert_before_heading("docs/bridge-guide.md", "### Megatron → HF export (one call)", GUIDE)],
 )

@@ -114,6 +114,7 @@ tracker on: find their base all the same.
         "`export_ckpt` and `load_megatron_model` take what Megatron-LM saved, beside the release or in a folder of its own.",
         "LoRA starts from, and resumes in, the root of the release that it trains on.",
     ],
+    unchanged=["How a checkpoint with a run config of its own is read."],
     tested=[
         "Fine-tuning and LoRA of a tiny model from a release, saved beside it and elsewhere, resumed and exported."
     ],

@@ -40,6 +40,7 @@ system said and what to do.
     changes=[
         "`AutoBridge.save_megatron_model` and `import_ckpt` raise an `OSError` of one line if a file can't be written."
     ],
+    unchanged=["What `save_checkpoint` raises in a training."],
     tested=["Imports into a file system that is full, and under a limit of the file size."],
     tests={"tests/unit/bridge/test_write_errors.py": "training/"},
 )

@@ -69,7 +69,12 @@ what is wrong. Weights with NaN or infinity are warned of.
         ),
     ],
     modules=["models/conversion/hf_checkpoint.py", "models/conversion/safetensors_header.py"],
+    problem=(
+        "`AutoBridge.import_ckpt(hf_model, out)` of a damaged checkpoint fails late, with an error that doesn't name the "
+        "file, or not at all: transformers draws a tensor that is missing at random, and the import succeeds."
+    ),
     changes=["`import_ckpt` refuses a damaged Hugging Face checkpoint before it converts."],
+    unchanged=["How a model ID on the hub is imported, and what is written."],
     tested=["Unit tests of each damage on the CPU."],
     notes=[
         "Loading the weights takes a pass more over each tensor, for NaN and infinity; it is small beside the reading."

@@ -135,7 +135,6 @@ of run_config.yaml only what the config of a model has.
     ],
     modules=[
         "../bridge_cli/__init__.py",
-        "release_checkpoint/__init__.py",
         "release_checkpoint/pickles.py",
         "release_checkpoint/metadata.py",
         "training/untrusted_checkpoint.py",
@@ -156,10 +155,10 @@ of run_config.yaml only what the config of a model has.
         "Checkpoints of Megatron Core 0.16 to 0.19 load as before, on the CPU.",
     ],
     tests={
-        "tests/unit/bridge/tiny_models.py": "training/tiny_models.py",
         "tests/unit/bridge/test_run_config.py": "training/test_run_config.py",
         "tests/unit/release_checkpoint/test_pickles.py": "release_checkpoint/",
     },
+    stands_on=["launch-flags"],
     upstream_tests=[
         # Its builder is none, which is refused now before the mock is asked.
         File(
