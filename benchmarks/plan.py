@@ -12,9 +12,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from benchmarks.shapes import Shape
 from benchmarks.weights import write_plan
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.streaming_import import streamed_model
+from megatron.bridge.models.conversion.streaming import execute
+from megatron.bridge.models.conversion.streaming.plan import plan_import
 from megatron.bridge.models.conversion.utils import unwrap_model
-from megatron.bridge.training import streaming_save
 from megatron.bridge.utils.accelerator import with_process_group
 
 
@@ -37,14 +37,14 @@ class Plan:
 
 @with_process_group
 def plan(shape: Shape) -> Plan:
-    """Return the plan of a shape, from a model on the meta device and a checkpoint with an index and no shards.
+    """Return the plan of a shape, from a model on the meta device and a checkpoint of sparse files.
 
     Raises:
         RuntimeError: The model can't be streamed.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_plan(Path(folder), shape)
-        model = streamed_model(AutoBridge.from_hf_pretrained(folder), Path(folder, "out"))
+        model = plan_import(AutoBridge.from_hf_pretrained(folder), Path(folder, "out"))
     if model is None:
         raise RuntimeError("the model can't be streamed; the log says why")
     sizes = []
@@ -54,5 +54,5 @@ def plan(shape: Shape) -> Plan:
         for entry in nested_values(state_dict):
             if isinstance(entry, ShardedTensor) and entry.data is not None:
                 sizes.append(prod(entry.local_shape) * entry.dtype.itemsize)
-    block = min(streaming_save.BLOCK_BYTES, max(sizes)) * streaming_save.THREADS
+    block = min(execute.BLOCK_BYTES, max(sizes)) * execute.processors()
     return Plan(len(sizes), sum(sizes), max(sizes), block)

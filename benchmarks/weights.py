@@ -27,14 +27,14 @@ def write_checkpoint(folder: Path, shape: Shape, shard_bytes: int = SHARD_BYTES)
     shards = write_plan(folder, shape, shard_bytes)
     noise = _noise()
     for name, tensors in shards.items():
-        with (folder / name).open("wb") as file:
+        with (folder / name).open("r+b") as file:
             file.write(_header({tensor: shape.tensors[tensor] for tensor in tensors}))
             for tensor in tensors:
                 file.writelines(_values(shape.tensors[tensor], noise))
 
 
 def write_plan(folder: Path, shape: Shape, shard_bytes: int = SHARD_BYTES) -> dict[str, list[str]]:
-    """Write configuration and index, without the shards.
+    """Write configuration, index, and shards whose tensors are holes of sparse files.
 
     Returns:
         The names of the tensors of each shard.
@@ -48,6 +48,10 @@ def write_plan(folder: Path, shape: Shape, shard_bytes: int = SHARD_BYTES) -> di
         "weight_map": {tensor: name for name, tensors in shards.items() for tensor in tensors},
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    for name, tensors in shards.items():
+        with (folder / name).open("wb") as file:
+            file.write(_header({tensor: shape.tensors[tensor] for tensor in tensors}))
+            file.truncate(file.tell() + sum(size(shape.tensors[tensor]) for tensor in tensors))
     return shards
 
 

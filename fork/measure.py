@@ -32,7 +32,6 @@ TO_BE_CUT = {
     "untrusted-checkpoints": 1800,
     "release-checkpoints": 3900,
     "conversion-without-cuda": 1500,
-    "streaming-import": 1600,
     "command-line": 4600,
 }
 """Limits of changes that are still to be cut into smaller ones."""

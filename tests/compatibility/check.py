@@ -229,12 +229,12 @@ def streams(row: Row) -> str:
     from megatron.core import dist_checkpointing
 
     from megatron.bridge import AutoBridge
-    from megatron.bridge.models.conversion.streaming_import import streamed_model
+    from megatron.bridge.models.conversion.streaming.plan import plan_import
     from megatron.bridge.training.model_load_save import temporary_distributed_context
 
     AutoBridge.import_ckpt(row.model, row.folder / "in-memory", streaming=False)
     with temporary_distributed_context(backend="gloo"):
-        model = streamed_model(AutoBridge.from_hf_pretrained(row.model), row.folder / "streamed")
+        model = plan_import(AutoBridge.from_hf_pretrained(row.model), row.folder / "streamed")
         assert model is not None, "the model was not streamed"
         streamed, in_memory = (
             dist_checkpointing.load_plain_tensors(str(root / "release"))

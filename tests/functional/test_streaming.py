@@ -19,7 +19,6 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner
 from rich.console import Console
-from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.cli import main
 from megatron.bridge.cli.terminal import Terminal as CommandTerminal
 from megatron.bridge.cli.terminal import progress
-from megatron.bridge.models.conversion import auto_bridge, model_bridge, param_mapping, streaming_import
-from megatron.bridge.training import streaming_save
-from megatron.bridge.utils.accelerator import with_process_group
+from megatron.bridge.models.conversion import model_bridge, param_mapping
+from megatron.bridge.models.conversion.streaming import execute, plan
 
 
 def layout(payload: Path) -> dict[str, Any]:
@@ -99,9 +96,13 @@ def is_streamed(caplog: pytest.LogCaptureFixture) -> bool:
     return not [record for record in caplog.records if "not streamed" in record.getMessage()]
 
 
-@pytest.fixture(autouse=True)
-def info(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger=streaming_import.__name__)
+def fallen_back(model: Path) -> str:
+    """Return the warning that a model is imported in memory."""
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    return (
+        f"{model} is imported in memory, not streamed: its bridge has a loader of its own. "
+        f"It takes about {size / 1e6:,.0f} MB of memory, the size of its weights."
+    )
 
 
 @pytest.fixture
@@ -135,9 +136,9 @@ def test_streams_in_another_dtype(tmp_path: Path, llama: Path, release: bool) ->
 def test_threads_write_the_same_in_files_of_their_own(
     tmp_path: Path, llama: Path, in_memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming_save, "THREADS", 3)
-    monkeypatch.setattr(streaming_save, "BYTES_PER_THREAD", 1)
-    monkeypatch.setattr(streaming_save, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(execute, "processors", lambda: 3)
+    monkeypatch.setattr(execute, "BYTES_PER_THREAD", 1)
+    monkeypatch.setattr(execute, "BLOCK_BYTES", 1000)
     AutoBridge.import_ckpt(llama, tmp_path / "streamed")
     assert {path.name for path in tmp_path.rglob("streamed/release/*.distcp")} == {f"__0_{n}.distcp" for n in range(3)}
     assert_same(in_memory, tmp_path / "streamed")
@@ -171,9 +172,9 @@ def test_a_bridge_with_a_loader_of_its_own_falls_back(
 
     monkeypatch.setattr(bridge, "load_weights_hf_to_megatron", load)
     AutoBridge.import_ckpt(llama, tmp_path / "fallen-back")
-    (line,) = [record for record in caplog.records if record.name == streaming_import.__name__]
-    assert line.levelno == logging.INFO
-    assert line.getMessage() == f"{llama} is imported in memory, not streamed: its bridge has a loader of its own"
+    (line,) = [record for record in caplog.records if record.name == plan.__name__]
+    assert line.levelno == logging.WARNING
+    assert line.getMessage() == fallen_back(llama)
     assert_same(in_memory, tmp_path / "fallen-back")
 
 
@@ -191,52 +192,20 @@ def test_a_parameter_without_mapping_falls_back(
     assert steps.tracker(tmp_path / "out") == "release"
 
 
-@with_process_group
-def streamed(source: Path, out: Path) -> Any:
-    """Return a model without weights, and where they come from."""
-    model = streaming_import.streamed_model(AutoBridge.from_hf_pretrained(source), out)
-    return model[0], streaming_import.streamed_weights(model)
-
-
-def test_a_part_of_a_parameter_is_read_if_it_is_contiguous(tmp_path: Path, llama: Path) -> None:
-    model, weights = streamed(llama, tmp_path / "out")
-    embedding = model.embedding.word_embeddings.weight
-    expected = load_file(llama / "model.safetensors")["model.embed_tokens.weight"]
-    assert torch.equal(weights.resolve(embedding[3:7]).materialize(), expected[3:7])
-    with pytest.raises(ValueError, match="a part of .*word_embeddings.weight that is not contiguous: import with"):
-        weights.resolve(embedding[:, 3:7])
-
-
-def test_parameters_that_share_memory_fall_back(
-    tmp_path: Path, llama: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build = model_bridge.MegatronModelBridge.build_conversion_tasks
-
-    def in_one_buffer(self: Any, *args: Any, **kwargs: Any) -> Any:
-        tasks = build(self, *args, **kwargs)
-        buffer = torch.empty(sum(task.param_weight.numel() for task in tasks), device="meta")
-        parts = buffer.split([task.param_weight.numel() for task in tasks])
-        return [
-            replace(task, param_weight=part.view(task.param_weight.shape))
-            for task, part in zip(tasks, parts, strict=True)
-        ]
-
-    monkeypatch.setattr(model_bridge.MegatronModelBridge, "build_conversion_tasks", in_one_buffer)
-    bridge = AutoBridge.from_hf_pretrained(llama)
-    assert with_process_group(streaming_import.streamed_model)(bridge, tmp_path / "out") is None
-    assert "shares its memory with other parameters" in caplog.text
-
-
-def test_a_mapping_that_makes_a_parameter_on_the_models_device_is_an_error(
-    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_mapping_that_makes_a_parameter_on_the_models_device_streams(
+    tmp_path: Path,
+    llama: Path,
+    in_memory: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def convert(self: Any, weights: torch.Tensor, module: Any) -> torch.Tensor:
         return torch.empty(weights.shape, device=module.weight.device).copy_(weights)
 
     monkeypatch.setattr(param_mapping.ReplicatedMapping, "hf_to_megatron", convert)
-    with pytest.raises(ValueError, match="has no values: import with streaming=False"):
-        AutoBridge.import_ckpt(llama, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    AutoBridge.import_ckpt(llama, tmp_path / "streamed")
+    assert is_streamed(caplog)
+    assert_same(in_memory, tmp_path / "streamed")
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -286,8 +255,8 @@ def full_disk(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming_save, "THREADS", 2)
-    monkeypatch.setattr(streaming_save, "BYTES_PER_THREAD", 1)
+    monkeypatch.setattr(execute, "processors", lambda: 2)
+    monkeypatch.setattr(execute, "BYTES_PER_THREAD", 1)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, llama: Path, threads: None) -> None:
@@ -301,15 +270,15 @@ def test_a_shard_that_is_cut_off_after_the_first_look_leaves_nothing(
     tmp_path: Path, llama: Path, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = models.copy_model(llama, tmp_path / "hf")
-    plan = streaming_import.streamed_model
+    make_plan = plan.plan_import
 
     def cut_off(*args: Any) -> Any:
-        model = plan(*args)
+        model = make_plan(*args)
         (file,) = source.glob("*.safetensors")
         os.truncate(file, file.stat().st_size * 2 // 3)
         return model
 
-    monkeypatch.setattr(auto_bridge.streaming_import, "streamed_model", cut_off)
+    monkeypatch.setattr(plan, "plan_import", cut_off)
     with pytest.raises(ValueError, match="download it again") as caught:
         AutoBridge.import_ckpt(source, tmp_path / "out")
     assert "\n" not in str(caught.value)
@@ -320,16 +289,17 @@ KILLED = """
 import os, signal, sys
 from megatron.bridge.cli.lean_import import auto_bridge_for
 AutoBridge = auto_bridge_for(sys.argv[1])
-from megatron.bridge.training import streaming_save
+from megatron.bridge.models.conversion.streaming import dcp
 
-write = streaming_save._write_tensor
+write = dcp.write_tensor
 written = []
 def killed(*args):
-    write(*args)
+    finite = write(*args)
     written.append(args)
     if len(written) == 10:
         os.kill(os.getpid(), signal.SIGKILL)
-streaming_save._write_tensor = killed
+    return finite
+dcp.write_tensor = killed
 AutoBridge.import_ckpt(*sys.argv[1:])
 """
 
@@ -356,7 +326,7 @@ def test_progress_is_for_terminals(
 ) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(
-        streaming_save,
+        execute,
         "Console",
         lambda **kwargs: Console(file=shown, force_terminal=is_terminal, width=120),
     )
@@ -400,7 +370,7 @@ def test_the_command_says_that_a_model_is_not_streamed(
         arguments = ["import", str(llama), str(tmp_path / name), *(["--json"] if as_json else [])]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, result.output
-        line = f"{llama} is imported in memory, not streamed: its bridge has a loader of its own"
+        line = fallen_back(llama)
         assert result.stderr == ("" if name == "streamed" else f"Note: {line}\n")
         if as_json:
             assert (line in json.loads(result.stdout)["notes"]) == (name == "in-memory")

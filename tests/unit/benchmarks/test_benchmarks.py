@@ -73,10 +73,13 @@ def test_shards_keep_their_size_and_the_index_names_them(checkpoint):
     assert max(shards.values()) < 110_000
 
 
-def test_a_plan_has_an_index_and_no_shards(tmp_path):
-    write_plan(tmp_path, TINY)
-    assert {path.name for path in tmp_path.iterdir()} >= {"config.json", "model.safetensors.index.json"}
-    assert not list(tmp_path.glob("*.safetensors"))
+def test_a_plan_has_shards_of_full_size_without_values_on_the_disk(tmp_path, checkpoint):
+    write_plan(tmp_path, TINY, 100_000)
+    shards = {path.name: path.stat() for path in tmp_path.glob("*.safetensors")}
+    assert {name: shard.st_size for name, shard in shards.items()} == {
+        path.name: path.stat().st_size for path in checkpoint.glob("*.safetensors")
+    }
+    assert sum(shard.st_blocks * 512 for shard in shards.values()) < TINY.bytes / 2
 
 
 # 80 and 126 layers of 7 tensors each, and embedding, last norm and head.

@@ -11,7 +11,7 @@ from test_conversion_without_cuda import FAMILIES, FURTHER, MTP, save_random_mod
 from tiny_models import weights
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion import streaming_import
+from megatron.bridge.models.conversion.streaming import plan
 from megatron.bridge.utils import accelerator
 
 
@@ -26,7 +26,7 @@ def read(payload):
 
 @pytest.mark.parametrize("family", [*FURTHER, MTP])
 def test_a_family_streams(tmp_path, monkeypatch, caplog, family):
-    caplog.set_level(logging.INFO, logger=streaming_import.__name__)
+    caplog.set_level(logging.WARNING, logger=plan.__name__)
     if family in FURTHER:
         monkeypatch.setitem(FAMILIES, family, FURTHER[family])
     hf = save_random_model(tmp_path / "hf", family)
@@ -50,7 +50,7 @@ def quantize(hf):
 
 
 def test_a_checkpoint_in_fp8_streams(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger=streaming_import.__name__)
+    caplog.set_level(logging.WARNING, logger=plan.__name__)
     hf = save_random_model(tmp_path / "hf", "deepseek-v3")
     quantize(hf)
     for streaming in (False, True):

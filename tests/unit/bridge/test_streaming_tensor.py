@@ -1,26 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tensor made of pieces has the values of an ordinary one, whatever is done to it, and reads none before it must."""
 
-import json
-import mmap
-import os
-import warnings
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from megatron.bridge.models.conversion.param_mapping import AutoMapping, RMSNorm2ZeroCenteredRMSNormMapping
-from megatron.bridge.models.conversion.piecewise_tensor import (
-    IgnoreMeta,
-    MappedFile,
-    Piece,
-    PiecewiseTensor,
-    storage_of,
-)
-from megatron.bridge.models.conversion.quantization_utils import dequantize_fp8_blockwise
-from megatron.bridge.models.conversion.streaming_import import _SafetensorsFile
+from megatron.bridge.models.conversion.streaming.sources import InFile, InMemory
+from megatron.bridge.models.conversion.streaming.tensor import Computing, NeedsValues, PiecewiseTensor, is_piecewise
 
 
 ROWS, COLUMNS = 12, 8
@@ -28,14 +15,6 @@ ROWS, COLUMNS = 12, 8
 
 def values(start=0):
     return torch.arange(start, start + ROWS * COLUMNS, dtype=torch.float32).view(ROWS, COLUMNS)
-
-
-class Unread(torch.Tensor):
-    """Memory that must not be read."""
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        raise AssertionError(f"{func} reads the values")
 
 
 def read(tensor, size=64):
@@ -63,7 +42,6 @@ FREE = {
     "stacked": lambda a, b: torch.stack([a, b]),
     "cast": lambda a, b: torch.cat([a, b]).to(torch.bfloat16),
     "cast twice": lambda a, b: a.to(torch.bfloat16).float(),
-    "moved to the meta device": lambda a, b: on_meta(a),
     "flattened": lambda a, b: b.flatten()[3:50],
     "more dimensions": lambda a, b: a[None].squeeze(0).unsqueeze(-1).contiguous().detach(),
 }
@@ -84,14 +62,7 @@ COMPUTED = {
     "cloned and changed in place": lambda a, b: a[2:7].clone().sub_(1),
     "cast and added": lambda a, b: a.to(torch.float64) + b,
     "written to another": lambda a, b: torch.add(a, b, out=torch.empty(ROWS, COLUMNS)),
-    "computed and moved to the meta device": lambda a, b: on_meta(a + b),
-    "computed, cast and moved to the meta device": lambda a, b: on_meta(a + b, dtype=torch.bfloat16),
 }
-
-
-def on_meta(tensor, **kwargs):
-    with IgnoreMeta():
-        return tensor.to(device="meta", **kwargs)
 
 
 def assign(target, value, first=0, last=COLUMNS):
@@ -103,87 +74,36 @@ def assign(target, value, first=0, last=COLUMNS):
 def test_it_has_the_values_of_an_ordinary_tensor(what):
     change = (FREE | COMPUTED)[what]
     expected = change(values(), values(1000))
-    result = PiecewiseTensor.wrap(change(PiecewiseTensor.wrap(values()), PiecewiseTensor.wrap(values(1000))))
+    with Computing():
+        result = change(PiecewiseTensor.wrap(values()), PiecewiseTensor.wrap(values(1000)))
+    result = PiecewiseTensor.wrap(result)
     assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
     assert torch.equal(read(result), expected)
     assert torch.equal(result.materialize(), expected)
 
 
+def unreadable(count=ROWS * COLUMNS):
+    return PiecewiseTensor.of(InFile(Path("/nowhere"), 0, torch.float32), [count]).view(ROWS, COLUMNS)
+
+
 @pytest.mark.parametrize("what", FREE)
 def test_views_read_nothing(what):
-    a, b = PiecewiseTensor.wrap(values()), PiecewiseTensor.wrap(values())
-    for tensor in (a, b):
-        object.__setattr__(tensor.pieces[0], "flat", tensor.pieces[0].flat.as_subclass(Unread))
-    result = FREE[what](a, b)
-    assert isinstance(result, PiecewiseTensor)
-    with pytest.raises(AssertionError, match="reads the values"):
+    result = FREE[what](unreadable(), unreadable())
+    assert isinstance(result, PiecewiseTensor) and result.in_files
+    with pytest.raises(FileNotFoundError):
         read(result)
 
 
-@given(st.integers(0, 2 * ROWS * COLUMNS), st.integers(0, ROWS * COLUMNS), st.integers(1, 500))
-def test_a_range_is_cut_out_of_the_pieces(start, length, size):
-    whole = interleave(values(), values(1000)).flatten()
-    length = min(length, len(whole) - start)
-    tensor = interleave(PiecewiseTensor.wrap(values()), PiecewiseTensor.wrap(values(1000)))
-    assert torch.equal(read(tensor.range(start, [length]), size), whole[start : start + length])
+@pytest.mark.parametrize("what", COMPUTED)
+def test_what_needs_values_reads_none_unless_asked_to(what):
+    with pytest.raises(NeedsValues, match="needs the values of a tensor that is not in memory"):
+        COMPUTED[what](unreadable(), unreadable())
 
 
 def test_blocks_are_no_larger_than_asked_for_before_and_after_a_cast():
     for tensor in (PiecewiseTensor.wrap(values()).cast(torch.bfloat16), PiecewiseTensor.wrap(values().bfloat16())):
         for block in tensor.cast(torch.float64).blocks(100):
             assert block.nbytes <= 100
-
-
-@pytest.fixture
-def mapped(tmp_path):
-    path = tmp_path / "values"
-    with path.open("wb") as file:
-        file.write(b"\0" * 100)
-        file.write(torch.arange(100_000, dtype=torch.int64).numpy().tobytes())
-    with path.open("rb") as file:
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    flat = torch.empty(0, dtype=torch.int64).set_(storage_of(memory)[100:])
-    return PiecewiseTensor.wrap(flat, MappedFile(storage_of(memory), 100))
-
-
-def test_pages_that_are_released_are_read_again(mapped):
-    once = read(mapped, 10_000)
-    assert torch.equal(read(mapped, 33_000), once)
-    assert torch.equal(torch.cat([mapped, mapped]).materialize(), torch.cat([once, once]))
-
-
-def test_a_mapping_is_a_storage_without_a_warning(mapped):
-    torch.set_warn_always(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert bytes(mapped.pieces[0].file.storage[108:110]) == b"\x01\0"
-            with pytest.raises(UserWarning, match="not writable"):  # as others get it
-                torch.frombuffer(mmap.mmap(-1, 1, access=mmap.ACCESS_READ), dtype=torch.uint8)
-    finally:
-        torch.set_warn_always(False)
-
-
-def resident_kilobytes(memory):
-    """What of a mapping of this process's is in memory."""
-    address = storage_of(memory).data_ptr()
-    with open("/proc/self/smaps") as file:
-        lines = iter(file)
-        for line in lines:
-            if line.startswith(f"{address:x}-"):
-                return int(next(line for line in lines if line.startswith("Rss:")).split()[1])
-
-
-def test_what_is_read_does_not_stay_in_memory(tmp_path):
-    with (tmp_path / "values").open("w+b") as file:
-        file.write(bytes(range(256)) * (64 << 12))
-        file.flush()
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    flat = torch.empty(0, dtype=torch.int32).set_(storage_of(memory))
-    tensor = PiecewiseTensor.wrap(flat, MappedFile(storage_of(memory), 0))
-    most = max((block.sum(), resident_kilobytes(memory))[1] for block in tensor.blocks(1 << 20))
-    assert 1 << 10 <= most <= 8 << 10
-    assert resident_kilobytes(memory) <= 4 << 10
 
 
 WRITES = {
@@ -202,90 +122,28 @@ WRITES = {
 @pytest.mark.parametrize("what", WRITES)
 def test_a_write_that_would_be_lost_is_refused(what):
     tensor = PiecewiseTensor.wrap(values())
-    with pytest.raises(NotImplementedError, match="import with streaming=False"):
+    with Computing(), pytest.raises(NotImplementedError, match="import with streaming=False"):
         WRITES[what](tensor)
     assert torch.equal(tensor.materialize(), values())
 
 
 def test_out_is_what_is_returned():
     out = torch.empty(ROWS, COLUMNS)
-    assert torch.mul(PiecewiseTensor.wrap(values()), 2, out=out) is out
+    with Computing():
+        assert torch.mul(PiecewiseTensor.wrap(values()), 2, out=out) is out
     assert torch.equal(out, values() * 2)
 
 
-def file_backed(tmp_path, tensor):
-    """Return a tensor that lies in a safetensors file behind a header of odd length."""
-    content = tensor.contiguous().view(torch.uint8).numpy().tobytes()
-    dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}[tensor.dtype]
-    path = tmp_path / "model.safetensors"
-    entry = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [0, len(content)]}
-    write_header(path, entry)
-    with path.open("ab") as file:
-        file.write(content)
-    return _SafetensorsFile.open(path).tensor("weight")
-
-
-def write_header(path, entry):
-    header = json.dumps({"weight": entry}).encode()
-    header += b" " * (len(header) % 2 == 0)
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-
-
-def test_a_mapping_that_changes_its_clone_in_place_leaves_the_file(tmp_path):
-    """As Qwen3-Next's norms do."""
-    norm = torch.nn.Linear(COLUMNS, 1, device="meta")
-    mapping = RMSNorm2ZeroCenteredRMSNormMapping("decoder.final_layernorm.weight", "model.norm.weight")
-    AutoMapping.register_module_type("Linear", "replicated")
-    weight = torch.arange(COLUMNS, dtype=torch.bfloat16)
-    tensor = file_backed(tmp_path, weight)
-    with torch.no_grad(), IgnoreMeta():
-        converted = mapping.hf_to_megatron(tensor, norm)
-    assert torch.equal(PiecewiseTensor.wrap(converted).materialize(), weight - 1)
-    assert torch.equal(tensor.materialize(), weight)
-
-
-def test_a_clone_is_read_once(tmp_path, monkeypatch):
-    tensor = file_backed(tmp_path, values())
-    read_elements = count_reads(monkeypatch)
-    clone = tensor.clone()
+def test_a_clone_has_memory_of_its_own():
+    memory = values()
+    with Computing():
+        clone = PiecewiseTensor.of(InMemory(memory.view(-1)), memory.shape).clone()
     assert type(clone) is torch.Tensor and torch.equal(clone, values())
-    assert sum(read_elements) == ROWS * COLUMNS
+    assert not clone.add_(1).equal(memory)
 
 
-def count_reads(monkeypatch):
-    """Return a list that grows by the elements of each block that is read."""
-    counts = []
-    blocks = Piece.blocks
-
-    def counted(self, size):
-        for block in blocks(self, size):
-            counts.append(block.numel())
-            yield block
-
-    monkeypatch.setattr(Piece, "blocks", counted)
-    return counts
-
-
-def test_blocks_of_fp8_with_scales_of_their_own_are_read_once(tmp_path, monkeypatch):
-    weight = torch.randn(300, 500, generator=torch.Generator().manual_seed(1)).to(torch.float8_e4m3fn)
-    scales = torch.rand(3, 4, generator=torch.Generator().manual_seed(2))
-    tensor = file_backed(tmp_path, weight)
-    counts = count_reads(monkeypatch)
-    assert torch.equal(dequantize_fp8_blockwise(tensor, scales), dequantize_fp8_blockwise(weight, scales))
-    assert sum(counts) == weight.numel()
-
-
-def test_a_file_that_is_larger_than_memory_is_mapped(tmp_path):
-    """Without a byte of it on the disk."""
-    with open("/proc/meminfo") as file:
-        kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":") for line in file)}
-    rows = 2 * (kilobytes["MemTotal"] + kilobytes["SwapTotal"])
-    path = tmp_path / "model.safetensors"
-    write_header(path, {"dtype": "BF16", "shape": [rows, 512], "data_offsets": [0, rows * 1024]})
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END) + rows * 1024
-        file.seek(end - 2)
-        file.write(torch.tensor([3.0], dtype=torch.bfloat16).view(torch.uint8).numpy())
-    tensor = _SafetensorsFile.open(path).tensor("weight")
-    assert tensor.nbytes == rows * 1024
-    assert tensor[-2:].float().sum() == 3
+def test_a_model_of_piecewise_parameters_is_told_from_others():
+    linear = torch.nn.Linear(COLUMNS, ROWS)
+    assert not is_piecewise([linear]) and not is_piecewise([])
+    linear.weight = torch.nn.Parameter(PiecewiseTensor.wrap(values()), requires_grad=False)
+    assert is_piecewise([linear])

@@ -62,7 +62,7 @@ def command(
     staged = out / (STAGING if release else ITERATION_0)
     with (
         quiet(ctx.obj) as terminal,
-        notes_of("megatron.bridge.models.conversion.streaming_import", terminal.note) as notes,
+        notes_of("megatron.bridge.models.conversion.streaming.plan", terminal.note) as notes,
         progress(terminal, f"Importing {hf_model}", lambda: folder_size(staged), expected),
     ):
         from megatron.bridge.cli import lean_import

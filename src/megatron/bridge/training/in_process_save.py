@@ -35,13 +35,20 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
         dcp.save(
             mcore_to_pyt_state_dict(flat),
-            storage_writer=_writer(checkpoint_dir, self.thread_count),
+            storage_writer=self.writer(checkpoint_dir),
             planner=MCoreSavePlanner(
                 dedup_replicated_tensors=not self.keep_only_main_replica,
                 flatten_state_dict=False,
                 flatten_sharded_tensors=False,
             ),
         )
+
+    def writer(self, checkpoint_dir: str | Path) -> dcp.StorageWriter:
+        """Returns what writes the files."""
+        if MultiStorageClientFeature.is_enabled():
+            msc = MultiStorageClientFeature.import_package()
+            return msc.torch.MultiStorageFileSystemWriter(str(checkpoint_dir), thread_count=self.thread_count)
+        return dcp.FileSystemWriter(checkpoint_dir, thread_count=self.thread_count)
 
 
 def for_this_host(strategy: TorchDistSaveShardedStrategy) -> TorchDistSaveShardedStrategy:
@@ -54,10 +61,3 @@ def for_this_host(strategy: TorchDistSaveShardedStrategy) -> TorchDistSaveSharde
         keep_only_main_replica=strategy.keep_only_main_replica,
         thread_count=strategy.thread_count,
     )
-
-
-def _writer(checkpoint_dir: str | Path, thread_count: int) -> dcp.StorageWriter:
-    if MultiStorageClientFeature.is_enabled():
-        msc = MultiStorageClientFeature.import_package()
-        return msc.torch.MultiStorageFileSystemWriter(str(checkpoint_dir), thread_count=thread_count)
-    return dcp.FileSystemWriter(checkpoint_dir, thread_count=thread_count)
