@@ -24,5 +24,5 @@ read. There is no list of families.
     changes=["Nothing yet: later changes use it."],
     tested=["Mappings that rearrange, that change a clone, and that dequantize blocks of FP8."],
     tests={"tests/unit/bridge/test_streaming_convert.py": "models/"},
-    stands_on=["piecewise-tensor", "release-checkpoints"],
+    stands_on=["piecewise-tensor", "hf-checkpoint"],
 )
