@@ -17,10 +17,11 @@ from reference import Tensors, differences
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.cli import main
+from megatron.bridge.release_checkpoint.examine import examine
+from megatron.bridge.release_checkpoint.problems import problems
+from megatron.bridge.release_checkpoint.repair_state import _load_state
+from megatron.bridge.release_checkpoint.verdicts import verdicts
 from megatron.bridge.training.mlm_compat.checkpoints import read_megatron_lm_args
-from megatron.bridge_cli.checkpoint import examine
-from megatron.bridge_cli.repair import _load_state
-from megatron.bridge_cli.verdicts import problems, verdicts
 
 
 COMMAND = Path(sys.executable).with_name("megatron-bridge")

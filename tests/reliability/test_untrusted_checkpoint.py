@@ -24,11 +24,11 @@ from test_release_checkpoint import gloo, hf_model, release, training  # noqa: F
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron.bridge.cli import main
+from megatron.bridge.release_checkpoint import repair, repair_state
+from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.metadata import read_metadata
+from megatron.bridge.release_checkpoint.problems import problems
 from megatron.bridge.training import model_load_save, untrusted_checkpoint
-from megatron.bridge_cli import repair
-from megatron.bridge_cli.checkpoint import examine
-from megatron.bridge_cli.verdicts import problems
 
 
 def saved(payload: Payload) -> bytes:
@@ -254,7 +254,7 @@ def test_a_common_pt_that_belongs_to_somebody_else(release, hf_model, tmp_path):
         file.chmod(0o600)
     for name in ("args", "export_ckpt"):
         assert said[name] == f"[Errno 13] Permission denied: '{file}'"
-    wrong = f"{file} can't be read (Permission denied): mend that first"
+    wrong = f"{file} can't be read (Permission denied). Make it readable first."
     assert said["inspect"].startswith("1 ") and wrong in said["inspect"]
     assert said["repair"] == f"1 Error: release: {wrong}: import the model again\n"
     assert digests(root) == before
@@ -285,7 +285,7 @@ def test_a_run_config_runs_no_shell(release, hf_model, gloo, tmp_path, reader): 
     if reader == "repair":
         # Args are derived where there are none.
         torch.save({"checkpoint_version": 3.0, "iteration": 0}, root / "release/common.pt")
-        repair._write_entry(examine(root).payload)
+        repair_state._write_entry(examine(root).payload)
     path = root / "release/run_config.yaml"
     config = yaml.safe_load(path.read_text())
     shell = {"_target_": "torch.utils.collect_env.run", "command": f"touch {traces(root)}"}

@@ -25,11 +25,14 @@ import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner, Result
 
 from megatron.bridge.cli import lean_import, main
+from megatron.bridge.release_checkpoint import repair, repair_state, repair_steps
+from megatron.bridge.release_checkpoint.examine import Checkpoint, examine
 from megatron.bridge.release_checkpoint.metadata import Metadata, read_metadata
-from megatron.bridge_cli import checkpoint, repair
-from megatron.bridge_cli.checkpoint import Checkpoint, contradictions, examine
-from megatron.bridge_cli.repair import Refused
-from megatron.bridge_cli.verdicts import grouped, problems, verdicts
+from megatron.bridge.release_checkpoint.problems import problems
+from megatron.bridge.release_checkpoint.repair import Refused
+from megatron.bridge.release_checkpoint.state import differences, is_plain
+from megatron.bridge.release_checkpoint.verdicts import grouped, verdicts
+from megatron.bridge.release_checkpoint.weights import contradictions
 
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -350,8 +353,8 @@ STATES = [
         "common.pt a folder",
         "nnnn",
         ENTRY_ALONE,
-        ("common.pt can't be read (it is no file): mend that first",),
-        "common.pt can't be read (it is no file): mend that first",
+        ("common.pt can't be read (it is no file). Make it readable first.",),
+        "common.pt can't be read (it is no file). Make it readable first.",
         change=shell("mkdir release/common.pt"),
     ),
     # Links.
@@ -405,7 +408,7 @@ names = {"ids": lambda state: state.name.replace(" ", "-")}
 @pytest.fixture
 def derived(monkeypatch: pytest.MonkeyPatch, release_args: Namespace) -> None:
     """Give what Bridge's provider would, which takes long to import."""
-    monkeypatch.setattr(repair, "_derive_args", lambda payload, hf_model, trust: release_args)
+    monkeypatch.setattr(repair_state, "_derive_args", lambda payload, hf_model, trust: release_args)
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -512,12 +515,12 @@ def dies_at(number: int, root: Path) -> bool:
 
         def act(function: Callable, *arguments: Any) -> None:
             if next(changes) == number:
-                if function is repair.write_new:
+                if function is repair_steps.write_new:
                     function(arguments[0], arguments[1][: len(arguments[1]) // 2])
                 os._exit(77)
             function(*arguments)
 
-        repair._act = act
+        repair_steps.act = act
         try:
             repair.run(repair.plan(root))
         except BaseException:
@@ -540,8 +543,8 @@ def is_none_or_whole(root: Path, before: Checkpoint, expected: dict[str, torch.T
     assert found.payload.damage == []
     # All readers take the first form that is there: as it was, or what a release's says.
     first, was = (next(iter(each.payload.forms.values())) for each in (found, before))
-    if None in (first.state, was.state) or checkpoint.differences(first.state, was.state):
-        is_right = first.state is not None and not repair._state_fault(replace(found.payload, source=None))
+    if None in (first.state, was.state) or differences(first.state, was.state):
+        is_right = first.state is not None and not repair_state._state_fault(replace(found.payload, source=None))
         assert is_right or first.damage == was.damage is not None
 
 
@@ -573,13 +576,13 @@ def test_refused_by_the_system_at_each_step(
 
         def act(function: Callable, *arguments: Any) -> None:
             if next(changes) == number:  # noqa: B023 - called in this turn
-                if function is repair.write_new:
+                if function is repair_steps.write_new:
                     function(arguments[0], b"half")
                 raise OSError(error, os.strerror(error), "a file")
             function(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(repair, "_act", act)
+            patch.setattr(repair_steps, "act", act)
             result = invoke("repair", root)
         if result.exit_code == 0:
             break
@@ -611,7 +614,7 @@ def test_repair_that_fails_leaves_the_checkpoint_as_it_was(
     def derive(*arguments: Any) -> Namespace:
         raise Refused("another model")
 
-    monkeypatch.setattr(repair, "_derive_args", derive)
+    monkeypatch.setattr(repair_state, "_derive_args", derive)
     root = build(tmp_path / "c", **BEFORE)
     before = sorted(root.rglob("*"))
     assert invoke("repair", root).stderr == "Error: another model\n"
@@ -758,7 +761,7 @@ def test_integrity_manifest_stays_where_no_args_can_be_derived(
     def refuse(*_: Any) -> None:
         raise repair.Refused("another model")
 
-    monkeypatch.setattr(repair, "_derive_args", refuse)
+    monkeypatch.setattr(repair_state, "_derive_args", refuse)
     root = build(tmp_path / "c", args=None)
     (root / "release" / "integrity.json").write_text("{}")
     before = contents(root)
@@ -798,7 +801,7 @@ def _plant_in_entry(root: Path) -> None:
     payload = examine(root).payload
     data = io.BytesIO()
     torch.save([{"args": Payload(root / "trace")}], data)
-    repair._replace_entry(payload, data.getvalue())
+    repair_state._replace_entry(payload, data.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -956,14 +959,14 @@ for _ in range(100):
 
 @pytest.mark.parametrize("value", [CYCLE, DEEP, DOUBLED], ids=["cycle", "deep", "doubled"])
 def test_common_states_without_end_are_compared(value: Any):
-    assert checkpoint.differences({"a": value}, {"a": value, "b": 1}) == ["b"]
-    assert checkpoint.is_plain({"a": value})
+    assert differences({"a": value}, {"a": value, "b": 1}) == ["b"]
+    assert is_plain({"a": value})
 
 
 @pytest.mark.parametrize(("one", "other"), [(0, False), (1, 1.0), ([1], (1,)), ({1: 2}, {1: 3}), ("a", b"a")])
 def test_values_of_another_type_differ(one: Any, other: Any):
-    assert checkpoint.differences({"a": one}, {"a": other}) == ["a"]
-    assert checkpoint.differences({"a": [one, float("nan")]}, {"a": [one, float("nan")]}) == []
+    assert differences({"a": one}, {"a": other}) == ["a"]
+    assert differences({"a": [one, float("nan")]}, {"a": [one, float("nan")]}) == []
 
 
 # --- series of Megatron-LM -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from megatron.bridge.cli.terminal import printable
-from megatron.bridge_cli.checkpoint import ITERATION_0, RELEASE
+from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE
 
 
 def _read_from(ctx: click.Context, parameter: click.Parameter, out: Path) -> Path:

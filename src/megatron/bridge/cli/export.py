@@ -10,8 +10,9 @@ import click
 
 from megatron.bridge.cli.command import CHECKPOINT, TRUST, Command
 from megatron.bridge.cli.terminal import folder_size, human_bytes, printable, progress, quiet
-from megatron.bridge_cli.checkpoint import RUN_CONFIG, examine
-from megatron.bridge_cli.verdicts import problems
+from megatron.bridge.release_checkpoint.examine import examine
+from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
+from megatron.bridge.release_checkpoint.problems import problems
 
 
 @click.command("export", cls=Command)

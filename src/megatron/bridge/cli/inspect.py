@@ -9,7 +9,7 @@ import click
 
 from megatron.bridge.cli.command import CHECKPOINT, JSON, Command
 from megatron.bridge.cli.show import describe, show
-from megatron.bridge_cli.checkpoint import examine
+from megatron.bridge.release_checkpoint.examine import examine
 
 
 @click.command("inspect", cls=Command)

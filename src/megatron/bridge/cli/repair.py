@@ -8,9 +8,10 @@ import click
 from megatron.bridge.cli.command import CHECKPOINT, TRUST, Command
 from megatron.bridge.cli.show import show_flags
 from megatron.bridge.cli.terminal import printable, quiet
-from megatron.bridge_cli import repair
-from megatron.bridge_cli.checkpoint import RUN_CONFIG, examine
-from megatron.bridge_cli.verdicts import problems
+from megatron.bridge.release_checkpoint import repair
+from megatron.bridge.release_checkpoint.examine import examine
+from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
+from megatron.bridge.release_checkpoint.problems import problems
 
 
 @click.command("repair", cls=Command)

@@ -9,9 +9,12 @@ from typing import Any
 import click
 
 from megatron.bridge.cli.terminal import human_bytes, notes_of, printable
-from megatron.bridge_cli import repair
-from megatron.bridge_cli.checkpoint import FORMS, ITERATION_0, RUN_CONFIG, Checkpoint
-from megatron.bridge_cli.verdicts import Verdict, grouped, launch_flags, problems, verdicts
+from megatron.bridge.release_checkpoint import repair
+from megatron.bridge.release_checkpoint.examine import Checkpoint
+from megatron.bridge.release_checkpoint.layout import ITERATION_0, RUN_CONFIG
+from megatron.bridge.release_checkpoint.problems import problems
+from megatron.bridge.release_checkpoint.state import FORMS
+from megatron.bridge.release_checkpoint.verdicts import Verdict, grouped, launch_flags, verdicts
 
 
 def describe(found: Checkpoint) -> dict[str, Any]:
