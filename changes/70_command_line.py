@@ -25,9 +25,6 @@ and what people have half mended by hand, into a release checkpoint.
         "cli/repair.py",
         "cli/show.py",
         "cli/terminal.py",
-        "../bridge_cli/checkpoint.py",
-        "../bridge_cli/repair.py",
-        "../bridge_cli/verdicts.py",
     ],
     requirements=[add("click"), add("rich")],
     scripts={"megatron-bridge": "megatron.bridge.cli:main"},
@@ -39,10 +36,8 @@ and what people have half mended by hand, into a release checkpoint.
     tested=["Checkpoints in every state that people have on disk, in the unit tests."],
     notes=[LOCK],
     tests={
-        "tests/unit/conftest.py": "bridge_cli/",
-        "tests/unit/bridge_cli/test_layouts.py": "bridge_cli/",
+        "tests/unit/bridge_cli/test_layouts.py": "release_checkpoint/",
         "tests/unit/bridge_cli/test_lean_import.py": "bridge_cli/",
-        "tests/unit/release_checkpoint/test_states.py": "bridge_cli/",
     },
-    stands_on=["untrusted-checkpoints", "release-checkpoints"],
+    stands_on=["problems"],
 )

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pickles of a checkpoint are read, and those that would run code, or fill the memory, are not."""
 
-import argparse
 import io
 import json
 import os
 import pickle
 import resource
-import signal
 import subprocess
 import sys
 import tracemalloc
-import types
 import zipfile
 from pathlib import Path
 
@@ -31,11 +28,10 @@ from torch.distributed.checkpoint.metadata import (
 from megatron.bridge.release_checkpoint.metadata import (
     MAX_COMMON_STATE,
     MAX_METADATA,
-    StoredTensor,
     read_common_state,
     read_metadata,
 )
-from megatron.bridge.release_checkpoint.pickles import Inert, RefusedPickle, UnreadablePickle, load, stand_ins
+from megatron.bridge.release_checkpoint.pickles import RefusedPickle, UnreadablePickle, load, stand_ins
 
 
 class Payload:
@@ -72,31 +68,6 @@ def checkpoint(tmp_path: Path) -> Path:
 def saved(path: Path, state) -> Path:
     torch.save(state, path)
     return path
-
-
-def test_metadata_is_read(checkpoint: Path):
-    metadata = read_metadata(checkpoint / ".metadata")
-    assert metadata.tensors == {"a": ((2, 3), "float32"), "b.c": ((4,), "bfloat16")}
-    assert metadata.objects == ("common_state/shard_0_1",)
-    shard = next(each for each in metadata.shards if each.entry == "common_state/shard_0_1")
-    assert read_common_state(checkpoint / shard.file, shard.offset, shard.length) == [{"x": 1}]
-    assert {each.file for each in metadata.shards} <= {path.name for path in checkpoint.iterdir()}
-
-
-def test_common_state_is_read_without_making_its_classes(tmp_path: Path):
-    state = {
-        "args": argparse.Namespace(num_layers=4, dtype=torch.bfloat16, exit_signal=signal.SIGTERM, path=Path("a/b")),
-        "more": types.SimpleNamespace(deep=[1.5, None, (True,)]),
-        "weight": torch.zeros(3, 4, dtype=torch.float16),
-        "parameter": torch.nn.Parameter(torch.zeros(2)),
-    }
-    read = read_common_state(saved(tmp_path / "common.pt", state))
-    assert read["args"].get("num_layers") == 4
-    assert read["args"].get("missing") is None
-    assert isinstance(read["args"].get("exit_signal"), Inert)
-    assert read["more"].state == {"deep": [1.5, None, (True,)]}
-    assert isinstance(read["weight"], StoredTensor)
-    assert (read["weight"].shape, read["weight"].dtype) == ((3, 4), "float16")
 
 
 @pytest.mark.parametrize("where", ["common.pt", "common state", ".metadata", "inside .metadata"])
@@ -160,53 +131,6 @@ def test_what_is_not_on_the_list_is_refused(tmp_path: Path, module: str, name: s
 def _stack_global(module: str, name: str) -> bytes:
     words = b"".join(b"\x8c" + bytes([len(word)]) + word.encode() for word in (module, name))
     return b"\x80\x04" + words + b"\x93."
-
-
-def test_stand_ins_are_not_changed_by_a_pickle(tmp_path: Path):
-    """BUILD on a class would change it for every later file."""
-    path = tmp_path / ".metadata"
-    for attributes in ({"name": "x"}, {"__setstate__": 1}):
-        state = pickle.dumps((None, attributes), 2)[2:-1]
-        path.write_bytes(b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n" + state + b"b.")
-        with pytest.raises(UnreadablePickle):
-            read_metadata(path)
-    path.write_bytes(b"\x80\x02ccollections\nOrderedDict\n" + pickle.dumps((None, {"x": 1}), 2)[2:-1] + b"b.")
-    with pytest.raises(UnreadablePickle):
-        read_metadata(path)
-
-
-def _with(checkpoint: Path, change) -> Path:
-    path = checkpoint / ".metadata"
-    metadata = pickle.loads(path.read_bytes())
-    change(metadata, next(iter(metadata.storage_data.values())))
-    path.write_bytes(pickle.dumps(metadata))
-    return path
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda metadata, info: setattr(info, "offset", -1),
-        lambda metadata, info: setattr(info, "length", -1),
-        lambda metadata, info: setattr(info, "offset", 1 << 70),
-        lambda metadata, info: setattr(info, "offset", "0"),
-        lambda metadata, info: setattr(info, "relative_path", "../../secret"),
-        lambda metadata, info: setattr(info, "relative_path", "/etc/passwd"),
-        lambda metadata, info: setattr(info, "relative_path", "a\0b"),
-        lambda metadata, info: setattr(info, "relative_path", 7),
-        lambda metadata, info: setattr(metadata, "storage_data", [1]),
-        lambda metadata, info: setattr(metadata, "storage_data", None),
-        lambda metadata, info: setattr(metadata, "state_dict_metadata", {"a": 1}),
-        lambda metadata, info: setattr(metadata.state_dict_metadata["a"], "size", (-1, 2)),
-        lambda metadata, info: setattr(metadata.state_dict_metadata["a"].properties, "dtype", "float32"),
-    ],
-)
-def test_metadata_that_makes_no_sense_is_refused(checkpoint: Path, change):
-    path = _with(checkpoint, change)
-    with pytest.raises(UnreadablePickle) as error:
-        read_metadata(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_metadata_that_is_cut_off_is_refused_wherever(checkpoint: Path):
@@ -290,15 +214,6 @@ def test_file_that_is_too_large_is_refused_unread(tmp_path: Path):
         os.truncate(tmp_path / name, most + 1)
         with pytest.raises(UnreadablePickle, match="at most"):
             read(tmp_path / name)
-
-
-def test_needs_neither_torch_nor_bridge():
-    code = (
-        "import sys, megatron.bridge.release_checkpoint.metadata;"
-        "print([name for name in ('torch', 'numpy', 'megatron.core') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 # Opcodes by their names in pickletools.
@@ -388,11 +303,17 @@ def with_a_key(key: bytes) -> bytes:
 
 @pytest.mark.parametrize("key", [NONE + TUPLE1 + TUPLE1, b"\x8a\x09" + bytes(8) + b"\x01", MARK + NONE * 17 + TUPLE])
 def test_keys_of_an_instance_are_checked_like_those_of_a_dict(key: bytes):
-    classes = stand_ins({DCP: "MetadataIndex"})
-    assert load(with_a_key(b"\x8c\x03fqn"), "file", classes).state == {"fqn": 1}
+    assert load(with_a_key(b"\x8c\x03fqn"), "file", stand_ins({DCP: "MetadataIndex"})).state == {"fqn": 1}
     for data in (with_a_key(key), b"\x80\x04" + EMPTY_DICT + key + NONE + SETITEM + STOP):
         with pytest.raises(UnreadablePickle, match="a key of a dict"):
-            load(data, "file", classes)
+            load(data, "file", stand_ins({DCP: "MetadataIndex"}))
+
+
+def test_a_pickle_that_is_cut_off_is_refused_wherever():
+    whole = pickle.dumps({"a": [1, 2.5, ("x", b"y")], "b": {1: None}})
+    for length in range(len(whole)):
+        with pytest.raises(UnreadablePickle, match="^file: the pickle is cut off or damaged"):
+            load(whole[:length], "file", {})
 
 
 def _metadata_of(shards: int) -> bytes:
@@ -422,40 +343,6 @@ def test_metadata_of_many_shards_is_read_in_memory_of_its_size(tmp_path: Path, p
     assert (metadata.shards[65].entry, metadata.shards[65].file) == ("weight1", "__1_0.distcp")
     assert (metadata.shards[65].offset, metadata.shards[65].length) == (1 << 20, 1 << 20)
     assert most < 24 * path.stat().st_size
-
-
-def test_what_python_pickles_is_read_as_it_is(tmp_path: Path):
-    plain = [
-        {"a": [1, -1, 255, 256, 65_536, -(2**31), 2**31, 2**63, -(2**70)], 7: (True, False, None), ("b", 0): ()},
-        [
-            1.5,
-            -0.0,
-            float("inf"),
-            "",
-            "text",
-            "é",
-            "一",
-            "x" * 70_000,
-            b"",
-            b"bytes",
-            b"x" * 300,
-            (1,),
-            (1, 2),
-            (1, 2, 3),
-        ],
-        (1, 2, 3, 4, [[], {}, [{}]], {"deep": {"deeper": {"deepest": (((),),)}}}),
-    ]
-    shared = ["the same"]
-    for protocol in (2, 3, 4, 5):
-        data = pickle.dumps({"plain": plain, "shared": [shared, shared], "many": list(range(3000))}, protocol)
-        # Bytes are a call in protocol 2.
-        if protocol == 2:
-            data = pickle.dumps({"plain": [plain[0], plain[2]], "shared": [shared, shared]}, protocol)
-        path = tmp_path / "common.pt"
-        path.write_bytes(_zip("archive/data.pkl", data))
-        read = read_common_state(path)
-        assert read == pickle.loads(data)
-        assert read["shared"][0] is read["shared"][1]
 
 
 # --- values of a common state, as `inspect` has them ---------------------------------------------------------------

@@ -150,16 +150,7 @@ def read_metadata(path: str | os.PathLike) -> Metadata:
 
 
 def read_metadata_of_torch(path: str | os.PathLike) -> Any:
-    """Read a `.metadata` as PyTorch's own reader does, into PyTorch's classes, where `read_metadata` reads it.
-
-    Args:
-        path: The file.
-
-    Raises:
-        RefusedPickle: It names a class that no checkpoint needs.
-        UnreadablePickle: It is no such metadata, is cut off, or points outside of its folder.
-        OSError: It can't be read.
-    """
+    """Read what `read_metadata` reads into PyTorch's own classes, as PyTorch's reader does. Raises the same."""
     data = _read(path, MAX_METADATA)
     _metadata(data, path)
     return pickles.load(data, path, _METADATA_CLASSES, real=True)

@@ -18,10 +18,8 @@ from typing import Any
 
 
 # Bytes of containers that a byte of the pickle may ask for. Those of real checkpoints ask for up to 16.
-_MAX_EXPANSION = 32
-_ALLOWANCE = 1 << 19
-_MAX_ARGUMENTS = 16
-_MAX_MARKS = 1000
+_MAX_EXPANSION, _ALLOWANCE = 32, 1 << 19
+_MAX_ARGUMENTS, _MAX_MARKS = 16, 1000
 
 
 class UnreadablePickle(ValueError):
@@ -67,9 +65,6 @@ class Inert:
         """Return an attribute of the instance, None where the pickle has none."""
         return self.state.get(name) if isinstance(self.state, dict) else None
 
-    def __repr__(self) -> str:
-        return f"<{self.name}>"
-
 
 class Size(Inert):
     """Stands for `torch.Size`, of which a tuple is made."""
@@ -111,7 +106,7 @@ def load(data: bytes, path: str | os.PathLike, classes: Classes, *, real: bool =
 
     Args:
         data: The pickle.
-        path: The file that it is from, for errors.
+        path: The file, for errors.
         classes: What the pickle may name.
         real: Make instances of the classes themselves, not of their stand-ins.
 
@@ -122,8 +117,8 @@ def load(data: bytes, path: str | os.PathLike, classes: Classes, *, real: bool =
     collecting = gc.isenabled()
     # Nothing in a large pickle is garbage, and the collector would look at all of it again and again.
     gc.disable()
+    unpickler = _Unpickler(data, path, classes, real)
     try:
-        unpickler = _Unpickler(data, path, classes, real)
         _check(data, unpickler)
         return unpickler.load()
     except UnreadablePickle:
@@ -163,6 +158,8 @@ class _Unpickler(pickle.Unpickler):
 
 # --- check -----------------------------------------------------------------------------------------------------------
 
+# Classes whose instances are plain values.
+_PLAIN = (Size, OrderedDict)
 # Stand for what can't be a key of a dict, or shall not be one, and for what is a key by its identity.
 _OTHER, _IDENTITY = object(), object()
 _TEXTS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"}
@@ -230,18 +227,15 @@ def _check(data: bytes, unpickler: _Unpickler) -> None:
                 raise ValueError(f"byte {position} asks for more memory than a checkpoint does")
             memo.append(stack[-1])
         elif name == "GLOBAL":
-            push(_of_class(unpickler.stand_in(*value.split(" ", 1))))
+            stand_in = unpickler.stand_in(*value.split(" ", 1))
+            push(_OTHER if stand_in in _PLAIN else _IDENTITY)
         elif name == "STACK_GLOBAL":
             attribute, module = pop(), pop()
-            push(_of_class(unpickler.stand_in(module, attribute)))
+            push(_OTHER if unpickler.stand_in(module, attribute) in _PLAIN else _IDENTITY)
         elif name not in ("FRAME", "PROTO", "BINPERSID", "STOP"):
             raise ValueError(f"byte {position} is no opcode of a checkpoint's pickle")
         if spent > _ALLOWANCE + _MAX_EXPANSION * position:
             raise ValueError(f"the first {position} bytes ask for more memory than a checkpoint does")
-
-
-def _of_class(stand_in: type[Inert]) -> object:
-    return _OTHER if stand_in in (Size, OrderedDict) else _IDENTITY
 
 
 def _check_keys(keys: list[Any]) -> None:
@@ -259,9 +253,8 @@ def _is_key(value: Any) -> bool:
     return value is _IDENTITY or value is None or isinstance(value, (str, float, bytes))
 
 
-# Most of a large `.metadata` are instances whose fields are numbers, shapes and what was there before. A regular
-# expression follows them ten times faster than genops. It matches what follows the class:
-# EMPTY_TUPLE NEWOBJ MEMOIZE EMPTY_DICT MEMOIZE MARK (key value)+ SETITEMS BUILD.
+# A large `.metadata` is mostly instances whose fields are numbers, shapes and what the memo has. A regular expression
+# follows them faster than genops: EMPTY_TUPLE NEWOBJ MEMOIZE EMPTY_DICT MEMOIZE MARK (key value)+ SETITEMS BUILD.
 _GET = rb"(?:h.|j.{4})"
 _INT = rb"(?:K.|M..|J.{4}|\x8a(?:" + b"|".join(rb"\x%02x.{%d}" % (size, size) for size in range(9)) + rb"))"
 _DIMENSIONS = rb"(?:%(i)s\x85|%(i)s%(i)s\x86|%(i)s%(i)s%(i)s\x87)" % {b"i": _INT}

@@ -4,7 +4,7 @@
 import libcst.matchers as m
 
 from fork.change import Change
-from fork.edits import Edit, File, add_import, assign, call, expression, insert_after, insert_before, replace, wrap
+from fork.edits import Edit, File, add_import, call, insert_before, wrap
 
 
 UNTRUSTED = add_import("from megatron.bridge.training import untrusted_checkpoint")
@@ -37,12 +37,6 @@ def reading_metadata(function: str, releases: str = "") -> Edit:
     return insert_before(function, READ_METADATA, "untrusted_checkpoint.vet(checkpoint_name)", releases=releases)
 
 
-def reading_run_config(function: str, section: str) -> Edit:
-    """Vets what the run config names before `function` instantiates it."""
-    vetted = f'untrusted_run_config.vet_run_config(run_config, "{section}", run_config_filename)'
-    return insert_after(function, assign("run_config"), vetted)
-
-
 # What upstream has only since a release.
 EXPORT_ADAPTER, ADAPTER, MODELOPT_STATE = ">=0.4", ">=0.5", ">=0.6"
 FSDP_LOADERS = {"_load_fsdp_dtensor_base_checkpoint": "<0.5", "load_fsdp_dtensor_checkpoint": ">=0.5"}
@@ -60,8 +54,7 @@ entry that is not a tensor, so Megatron-LM's common state, too, with
 weights_only=False: whoever writes a checkpoint runs code where it is loaded.
 
 Read .metadata with a restricted unpickler first, and load with
-weights_only=True and the classes that Megatron Core registers. Instantiate
-of run_config.yaml only what the config of a model has.
+weights_only=True and the classes that Megatron Core registers.
 """,
     why="Loading a checkpoint runs no code that somebody has put into it.",
     edits=[
@@ -87,14 +80,6 @@ of run_config.yaml only what the config of a model has.
                         ),
                     )
                 ),
-            ],
-        ),
-        File(
-            "training/model_load_save.py",
-            [
-                add_import("from megatron.bridge.training import untrusted_run_config"),
-                reading_run_config("load_model_config", "model"),
-                reading_run_config("load_tokenizer", "tokenizer"),
             ],
         ),
         File(
@@ -133,44 +118,21 @@ of run_config.yaml only what the config of a model has.
             [reading_lazily("AutoBridge.export_adapter_ckpt", LOAD, "ckpt_path", releases=EXPORT_ADAPTER)],
         ),
     ],
-    modules=[
-        "../bridge_cli/__init__.py",
-        "release_checkpoint/pickles.py",
-        "release_checkpoint/metadata.py",
-        "training/untrusted_checkpoint.py",
-        "training/untrusted_run_config.py",
-    ],
+    modules=["training/untrusted_checkpoint.py"],
+    stands_on=["metadata"],
+    problem="Whoever writes a checkpoint runs code where it is loaded. PyTorch's DCP unpickles `.metadata` without "
+    "restriction, and its load planner reads every entry that is not a tensor with `weights_only=False`, Megatron-LM's "
+    "common state included.",
     changes=[
-        "`.metadata` is read with a restricted unpickler before PyTorch's reader sees it.",
+        "`.metadata` is read with a restricted unpickler before PyTorch's reader unpickles it.",
         "Checkpoints are loaded with `weights_only=True` and the classes that Megatron Core registers.",
-        "Of `run_config.yaml` only what the config of a model or a tokenizer has is instantiated.",
-        "What names any other class is refused, with one line; `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1` loads it all the same.",
-        "`megatron/bridge_cli` lies beside `megatron/bridge`, so that a checkpoint can be looked at without importing that; "
-        "pyproject.toml packs it.",
+        "A checkpoint that names any other class is refused with one line. "
+        "`TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1` loads it.",
     ],
+    unchanged=["Checkpoints of Megatron Core 0.16 to 0.19 load as before."],
     tested=[
-        "Payloads in `.metadata` and in the common state are refused and do not run; the same payloads run where pickle "
+        "Payloads in `.metadata` and in the common state are refused and do not run. The same payloads run where pickle "
         "loads them.",
-        "Metadata that is cut off at any byte, that makes no sense or that asks for memory is refused.",
-        "Checkpoints of Megatron Core 0.16 to 0.19 load as before, on the CPU.",
     ],
-    tests={
-        "tests/unit/bridge/test_run_config.py": "training/test_run_config.py",
-        "tests/unit/release_checkpoint/test_pickles.py": "release_checkpoint/",
-    },
-    stands_on=["launch-flags"],
-    upstream_tests=[
-        # Its builder is none, which is refused now before the mock is asked.
-        File(
-            "tests/unit_tests/training/test_model_load_save.py",
-            [
-                replace(
-                    "TestLoadMegatronModel.test_load_mbridge_saved_model_config",
-                    expression('"import.path.to.SomeModelBuilder"'),
-                    '"megatron.bridge.models.gpt.gpt_builder.GPTModelBuilder"',
-                    releases=">=0.6",
-                )
-            ],
-        )
-    ],
+    tests={"tests/unit/bridge/test_untrusted_checkpoint.py": "training/"},
 )

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies at a path."""
+
+from fork.change import Change
+
+
+change = Change(
+    name="examine",
+    message="""\
+feat(ckpt): examine what lies at a path
+
+Tell a checkpoint root, its tracker, its payload folders and what a killed
+import left.
+""",
+    why="What lies at a path is told from metadata alone.",
+    modules=["release_checkpoint/examine.py"],
+    stands_on=["payload-facts"],
+    problem="A root may hold a tracker that names a missing folder, several payloads, or the remains of a killed import. Nothing says which.",
+    changes=["A new module, `megatron.bridge.release_checkpoint.examine`, which nothing uses yet."],
+    unchanged=["Nothing that exists is touched."],
+    tested=["Unit tests on roots, payload folders, links and files."],
+    tests={"tests/unit/bridge/release_checkpoint/test_examine.py": "release_checkpoint/"},
+)
