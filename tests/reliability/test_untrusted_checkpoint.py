@@ -256,7 +256,7 @@ def test_a_common_pt_that_belongs_to_somebody_else(release, hf_model, tmp_path):
         assert said[name] == f"[Errno 13] Permission denied: '{file}'"
     wrong = f"{file} can't be read (Permission denied). Make it readable first."
     assert said["inspect"].startswith("1 ") and wrong in said["inspect"]
-    assert said["repair"] == f"1 Error: release: {wrong}: import the model again\n"
+    assert said["repair"] == f"1 Error: release: {wrong}\n"
     assert digests(root) == before
 
 

@@ -38,7 +38,9 @@ def choose(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:
     found = [shown if name == shown.path.name else examine_payload(root / name) for name in names]
     payload, index = _whole(checkpoint, found)
     if payload.damage:
-        raise Refused(f"{payload.path.name}: {payload.damage[0]}: import the model again")
+        # Some say what to do.
+        advice = "" if payload.damage[0].endswith(".") else ": import the model again"
+        raise Refused(f"{payload.path.name}: {payload.damage[0]}{advice}")
     if payload.format != "torch_dist":
         raise Refused(
             f"{payload.path} has the format {payload.format}, a release checkpoint torch_dist: import the model"
