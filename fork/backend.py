@@ -20,7 +20,6 @@ from wheel.wheelfile import WheelFile
 from fork import requirements, stack
 from fork.change import Change
 from fork.errors import ForkError
-from fork.formatting import tidy_wheel
 from fork.upstream import LATEST, Upstream, obtain
 
 
@@ -79,7 +78,7 @@ def _make(target: Path, upstream: Upstream, source: Path, changes: Sequence[Chan
     with zipfile.ZipFile(source) as wheel:
         wheel.extractall(root)
         made = max(entry.date_time for entry in wheel.infolist())
-    touched = lay(changes, root, modules)
+    touched = stack.apply(changes, root, modules, pristine=True)
     _mark(root, changes, touched, upstream)
     info = root / f"{stem(upstream)}.dist-info"
     (root / f"megatron_bridge-{upstream.version}.dist-info").rename(info)
@@ -88,14 +87,6 @@ def _make(target: Path, upstream: Upstream, source: Path, changes: Sequence[Chan
     edit_metadata(info / "METADATA", changes, upstream)
     _edit_generator(info / "WHEEL")
     _pack(root, target, made)
-
-
-def lay(changes: Sequence[Change], root: Path, modules: Path = stack.MODULES) -> dict[str, list[str]]:
-    """Lays the stack over an unpacked wheel, formatted as upstream formats, and returns what `stack.apply` returns."""
-    touched = stack.apply(changes, root, modules, pristine=True)
-    new = {module for change in changes for module in change.modules}
-    tidy_wheel(root, [stack.find_package(root) / path for path in touched if path not in new])
-    return touched
 
 
 def _mark(root: Path, changes: Sequence[Change], touched: dict[str, list[str]], upstream: Upstream) -> None:

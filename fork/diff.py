@@ -40,7 +40,7 @@ def write(
                 wheel.extractall(Path(scratch, side))
         changes = stack.load() if changes is None else changes
         patched = Path(scratch, "b")
-        backend.lay(changes, patched, modules)
+        stack.apply(changes, patched, modules, pristine=True)
         metadata = patched / f"megatron_bridge-{upstream.version}.dist-info" / "METADATA"
         backend.edit_metadata(metadata, changes, upstream)
         text = Path(scratch, f"{backend.stem(upstream)}.diff")

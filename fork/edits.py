@@ -33,8 +33,6 @@ class Edit:
         scope: where its place is, for messages.
         node: what its place is, for messages.
         shared: another change may have made the same edit before.
-        added: about how many lines it adds, for `fork.measure`.
-        removed: about how many lines it removes.
     """
 
     name: str
@@ -43,8 +41,6 @@ class Edit:
     scope: str = ""
     node: syntax.Matcher | None = None
     shared: bool = False
-    added: int = 1
-    removed: int = 1
 
 
 @dataclass(frozen=True)
@@ -241,8 +237,7 @@ def pass_argument(scope: str, node: syntax.Matcher, argument: str, *, count: int
                 table[place] = lambda inner: syntax.with_argument(inner, name, new.deep_clone())
         return syntax.rewrite(module, table, paths) if table else module
 
-    label = f"pass {argument} in {_describe(node, scope)}"
-    return Edit(label, apply, releases, scope, node, added=count, removed=count)
+    return Edit(f"pass {argument} in {_describe(node, scope)}", apply, releases, scope, node)
 
 
 def replace(scope: str, node: syntax.Matcher, new: str, *, count: int = 1, releases: str = "") -> Edit:
@@ -251,8 +246,7 @@ def replace(scope: str, node: syntax.Matcher, new: str, *, count: int = 1, relea
     def apply(module: cst.Module) -> cst.Module:
         return _substitute(module, scope, node, new, count, keeps_place=False)
 
-    label = f"replace {_describe(node, scope)}"
-    return Edit(label, apply, releases, scope, node, added=count * _lines(new), removed=count)
+    return Edit(f"replace {_describe(node, scope)}", apply, releases, scope, node)
 
 
 def wrap(scope: str, node: syntax.Matcher, template: str, *, count: int = 1, releases: str = "") -> Edit:
@@ -267,8 +261,7 @@ def wrap(scope: str, node: syntax.Matcher, template: str, *, count: int = 1, rel
     def apply(module: cst.Module) -> cst.Module:
         return _substitute(module, scope, node, template.replace("{}", syntax.HOLE), count, keeps_place=True)
 
-    label = f"wrap {_describe(node, scope)}"
-    return Edit(label, apply, releases, scope, node, added=count * _lines(template), removed=count)
+    return Edit(f"wrap {_describe(node, scope)}", apply, releases, scope, node)
 
 
 def replace_up_to(scope: str, first: syntax.Matcher, end: syntax.Matcher, new: str, *, releases: str = "") -> Edit:
@@ -299,8 +292,6 @@ def insert_before(scope: str, node: syntax.Matcher, statements: str, *, count: i
         releases,
         scope,
         node,
-        added=count * _lines(statements),
-        removed=0,
     )
 
 
@@ -312,8 +303,6 @@ def insert_after(scope: str, node: syntax.Matcher, statements: str, *, count: in
         releases,
         scope,
         node,
-        added=count * _lines(statements),
-        removed=0,
     )
 
 
@@ -336,7 +325,7 @@ def insert_first(scope: str, statements: str, *, done: syntax.Matcher | None = N
         edited = body.with_changes(body=[*body.body[:at], *new, *body.body[at:]])
         return syntax.rewrite(module, {body: edited}, [(*path, body)])
 
-    return Edit(f"insert first in {scope}", apply, releases, scope, added=_lines(statements), removed=0)
+    return Edit(f"insert first in {scope}", apply, releases, scope)
 
 
 def decorate(function: str, decorator: str, *, releases: str = "") -> Edit:
@@ -413,10 +402,6 @@ def wrap_imports(template: str, *, releases: str = "") -> Edit:
         return syntax.rewrite(module, table, [(module, line) for line in table])
 
     return Edit("wrap imports", apply, releases)
-
-
-def _lines(source: str) -> int:
-    return len(source.strip("\n").splitlines())
 
 
 def _describe(node: syntax.Matcher, scope: str) -> str:

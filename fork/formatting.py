@@ -9,19 +9,19 @@ from pathlib import Path
 from fork.errors import ForkError
 
 
-STYLE = """\
-line-length = 119
-target-version = "py310"
-lint.select = ["I"]
-lint.isort.known-first-party = ["megatron.bridge"]
-lint.isort.known-third-party = ["megatron", "megatron.core", "torch", "transformers"]
-lint.isort.lines-after-imports = 2
-"""
-"""The settings that matter here of upstream's ruff.toml, which its wheel doesn't have."""
+STYLE = [
+    "line-length = 119",
+    "target-version = 'py310'",
+    "lint.select = ['I']",
+    "lint.isort.known-first-party = ['megatron.bridge']",
+    "lint.isort.known-third-party = ['megatron', 'megatron.core', 'torch', 'transformers']",
+    "lint.isort.lines-after-imports = 2",
+]
+"""The settings that matter here of upstream's ruff.toml, for a tree that doesn't have it."""
 
 
 def tidy(tree: Path, paths: Iterable[Path]) -> None:
-    """Lints and formats Python files in `tree` by the nearest configuration of ruff, at their place or above it.
+    """Lints and formats Python files in `tree` as upstream does.
 
     Raises:
         ForkError: ruff finds what it can't mend.
@@ -29,15 +29,10 @@ def tidy(tree: Path, paths: Iterable[Path]) -> None:
     names = sorted({str(path.relative_to(tree)) for path in paths if path.suffix == ".py"})
     if not names:
         return
+    style = [] if (tree / "ruff.toml").is_file() else ["--isolated", *(f"--config={line}" for line in STYLE)]
     for command in (["check", "--fix", "--quiet", "--output-format=concise"], ["format", "--quiet"]):
-        line = [sys.executable, "-m", "ruff", *command, "--force-exclude", "--no-cache", *names]
+        line = [sys.executable, "-m", "ruff", *command, *style, "--force-exclude", "--no-cache", *names]
         done = subprocess.run(line, cwd=tree, capture_output=True, text=True)
         if done.returncode:
             first = (done.stdout.strip() or done.stderr.strip()).splitlines()[0]
             raise ForkError(f"ruff with the checkout's configuration: {first}; mend it in src/, tests/ or changes/")
-
-
-def tidy_wheel(tree: Path, paths: Iterable[Path]) -> None:
-    """Formats Python files of an unpacked wheel by upstream's settings, which are written beside `tree`."""
-    (tree.parent / "ruff.toml").write_text(STYLE, "utf-8")
-    tidy(tree, paths)

@@ -18,14 +18,14 @@ def missing(paths: Iterable[Path], roots: Sequence[Path], packages: Sequence[str
     return [
         (path, f"{name}.{attribute}".rstrip("."))
         for path in paths
-        for name, attribute in sorted(set(_imported(path.read_text("utf-8"))))
+        for name, attribute in sorted(set(imported(path.read_text("utf-8"))))
         if any(f"{name}.".startswith(f"{package}.") for package in packages)
         and not any(_has(root, name, attribute) for root in roots)
     ]
 
 
-def _imported(source: str) -> Iterator[tuple[str, str]]:
-    """Each import, at any depth, as its module and what is taken from that."""
+def imported(source: str) -> Iterator[tuple[str, str]]:
+    """Yields each import, at any depth, as its module and what is taken from that."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fork import stack, travel
 from fork.change import LIMIT, Change, TextEdit
-from fork.formatting import STYLE, tidy
+from fork.formatting import tidy
 from fork.pull_request import count, git
 from fork.requirements import covers
 from fork.upstream import RELEASES, Upstream, obtain
@@ -90,7 +90,6 @@ def measure(
         tree = Path(scratch)
         with zipfile.ZipFile(obtain(upstream, given)) as wheel:
             wheel.extractall(tree / "src")
-        (tree / "ruff.toml").write_text(STYLE, "utf-8")
         package = stack.find_package(tree)
         edited = {package / file.path for change in changes for file in change.edits}
         tidy(tree, [path for path in edited if path.is_file()])
@@ -127,8 +126,8 @@ def _estimate(change: Change) -> Iterator[tuple[str, int, int]]:
             added = file.new.count("\n")
             yield file.path, max(1, added), int(added < 2)
         elif file.covers(MAIN):
-            edits = [edit for edit in file.edits if covers(edit.releases, MAIN)]
-            yield file.path, sum(edit.added for edit in edits), sum(edit.removed for edit in edits)
+            edits = sum(covers(edit.releases, MAIN) for edit in file.edits)
+            yield file.path, edits, edits
     for sweep in change.sweeps:
         yield from ((path, places, places) for path, places in sweep.places.items())
     for ours, theirs in change.functional.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 from fork.change import Change
 from fork.edits import Misplaced
 from fork.errors import EditError, ForkError
+from fork.formatting import tidy
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -83,7 +84,7 @@ def apply(
     pristine: bool = False,
     misplaced: list[Misplaced] | None = None,
 ) -> dict[str, list[str]]:
-    """Lays `changes` over upstream at `root`; writes nothing unless every edit finds its place.
+    """Lays `changes` over upstream at `root`, formatted; writes nothing unless every edit finds its place.
 
     The requirements in a wheel's metadata are the build's.
 
@@ -141,6 +142,7 @@ def apply(
             shutil.copyfile(modules / path, package / path)
     for path, text in project.items():
         path.write_text(text, "utf-8")
+    tidy(root, [package / path for path in touched if path in sources])
     return touched
 
 

@@ -22,6 +22,7 @@ DEFINITION = (cst.FunctionDef, cst.ClassDef)
 HOLE = "__hole__"
 INDENT = " " * 4
 WIDTH = 119
+STANDARD = sys.stdlib_module_names
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------
@@ -273,39 +274,19 @@ def rewrite(module: cst.Module, table: dict, paths: Iterable[Path]) -> cst.Modul
 # --- parameters, arguments, docstrings -------------------------------------------------------------------------------
 
 
-def _separator(items: Sequence[cst.CSTNode], lead: cst.BaseParenthesizableWhitespace) -> cst.Comma:
-    """The comma between two items of a parameter or argument list that is laid out like this one, without comments."""
-    if len(items) > 1 and isinstance(items[0].comma, cst.Comma):
-        space = items[0].comma.whitespace_after
-    else:
-        space = lead if isinstance(lead, cst.ParenthesizedWhitespace) else cst.SimpleWhitespace(" ")
-    return cst.Comma(whitespace_after=_uncommented(space))
-
-
-def _uncommented(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:
-    if isinstance(space, cst.ParenthesizedWhitespace):
-        return space.with_changes(first_line=cst.TrailingWhitespace(), empty_lines=[])
-    return space
-
-
-def insert_item(items: Sequence, at: int, new, lead: cst.BaseParenthesizableWhitespace, tail: str) -> list:
-    """Inserts `new` into parameters or arguments in their layout; `tail` is the attribute for space after an item."""
-    separator = _separator(items, lead)
+def insert_item(items: Sequence, at: int, new) -> list:
+    """Inserts `new` into parameters, arguments or names; the formatter lays them out."""
+    comma = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
+    new = new.with_changes(comma=cst.MaybeSentinel.DEFAULT)
     if at < len(items):
-        return [*items[:at], new.with_changes(comma=separator), *items[at:]]
+        return [*items[:at], new.with_changes(comma=comma), *items[at:]]
     if not items:
         return [new]
     *before, last = items
-    end, between = last.comma, separator
-    spaces = [getattr(comma, "whitespace_after", None) for comma in (end, between)]
-    if all(isinstance(space, cst.ParenthesizedWhitespace) for space in spaces):
-        # A comment behind the last item stays with that item.
-        between = between.with_deep_changes(spaces[1], first_line=spaces[0].first_line)
-        end = end.with_changes(whitespace_after=_uncommented(spaces[0]))
-    if hasattr(last, tail) and hasattr(new, tail):
-        new = new.with_changes(**{tail: getattr(last, tail)})
-        last = last.with_changes(**{tail: cst.SimpleWhitespace("")})
-    return [*before, last.with_changes(comma=between), new.with_changes(comma=end)]
+    if not isinstance(last.comma, cst.Comma):
+        return [*before, last.with_changes(comma=comma), new]
+    # A trailing comma keeps an item a line, and a comment behind it stays with the item before it.
+    return [*before, last, new.with_changes(comma=cst.Comma())]
 
 
 def with_parameter(function: cst.FunctionDef, new: cst.Param, keyword_only: bool) -> cst.FunctionDef:
@@ -315,15 +296,13 @@ def with_parameter(function: cst.FunctionDef, new: cst.Param, keyword_only: bool
     slash = [params.posonly_ind] if isinstance(params.posonly_ind, cst.CSTNode) else []
     kwargs = [params.star_kwarg] if params.star_kwarg is not None else []
     items = [*params.posonly_params, *slash, *params.params, *star, *params.kwonly_params, *kwargs]
-    lead = function.whitespace_before_params
-    tail = "whitespace_after_param"
     if keyword_only:
         at = len(items) - len(kwargs)
-        items = insert_item(items, at, new, lead, tail)
+        items = insert_item(items, at, new)
         if not star:
-            items = insert_item(items, at, cst.ParamStar(), lead, tail)
+            items = insert_item(items, at, cst.ParamStar())
     else:
-        items = insert_item(items, len(params.posonly_params) + len(slash) + len(params.params), new, lead, tail)
+        items = insert_item(items, len(params.posonly_params) + len(slash) + len(params.params), new)
     return function.with_changes(params=_parameters(items))
 
 
@@ -353,8 +332,7 @@ def with_argument(place: cst.Call, name: str, new: cst.Arg) -> cst.Call:
         if arg.keyword is not None and arg.keyword.value == name:
             return place.with_deep_changes(arg, value=new.value)
     at = next((index for index, arg in enumerate(place.args) if arg.star == "**"), len(place.args))
-    items = insert_item(place.args, at, new, place.whitespace_before_args, "whitespace_after_arg")
-    return place.with_changes(args=items)
+    return place.with_changes(args=insert_item(place.args, at, new))
 
 
 def with_doc(function: cst.FunctionDef, name: str, doc: str) -> cst.FunctionDef:
@@ -428,23 +406,15 @@ def origin(node: cst.ImportFrom) -> str:
     return "." * len(node.relative) + (code(node.module) if node.module is not None else "")
 
 
-def _name_order(alias: cst.ImportAlias) -> tuple[int, str]:
-    """The order of isort and ruff inside one import: constants, classes, the rest."""
-    name = code(alias.name)
-    return (0 if name.isupper() else 1 if name[:1].isupper() else 2), name
-
-
 def with_names(node: cst.ImportFrom, names: Sequence[cst.ImportAlias]) -> cst.ImportFrom:
-    """Returns the `from` import with `names` added in order, those that it lacks."""
+    """Returns the `from` import with those of `names` that it lacks; the formatter sorts them."""
     if isinstance(node.names, cst.ImportStar):
         return node
     items = list(node.names)
-    lead = node.lpar.whitespace_after if node.lpar is not None else cst.SimpleWhitespace(" ")
     have = {_alias(item) for item in items}
     for new in names:
         if _alias(new) not in have:
-            at = next((index for index, item in enumerate(items) if _name_order(item) > _name_order(new)), len(items))
-            items = insert_item(items, at, new.deep_clone(), lead, "")
+            items = insert_item(items, len(items), new.deep_clone())
     return node.with_changes(names=items)
 
 
@@ -455,28 +425,18 @@ def _alias(alias: cst.ImportAlias) -> tuple[str | None, str | None]:
 def with_import(
     module: cst.Module, present: Sequence[cst.SimpleStatementLine], new: cst.SimpleStatementLine
 ) -> cst.Module:
-    """Returns the module with the import `new` added next to those of `present`, its imports, that are like it."""
-
-    def order(line: cst.SimpleStatementLine) -> tuple[bool, str]:
-        node = line.body[0]
-        is_from = isinstance(node, cst.ImportFrom)
-        return is_from, origin(node) if is_from else code(node.names[0].name)
+    """Returns the module with the import `new` behind one of `present`, its imports; the formatter sorts them."""
 
     def root(line: cst.SimpleStatementLine) -> str:
-        return order(line)[1].partition(".")[0]
-
-    def is_standard(line: cst.SimpleStatementLine) -> bool:
-        return root(line) in sys.stdlib_module_names
+        node = line.body[0]
+        name = origin(node) if isinstance(node, cst.ImportFrom) else code(node.names[0].name)
+        return name.partition(".")[0]
 
     others = [line for line in present if root(line) != "__future__"]
-    likes = [line for line in others if root(line) == root(new)]
-    likes = likes or [line for line in others if is_standard(line) == is_standard(new)] or others
-    if not likes:
+    if not others:
         raise EditError("expected an import at module level to put it next to, found none")
-    later = next((line for line in likes if order(line) > order(new)), None)
-    if later is None:
-        table = {likes[-1]: cst.FlattenSentinel([likes[-1], new])}
-        return rewrite(module, table, [(module, likes[-1])])
-    blank, comments = split_blank(later.leading_lines)
-    pair = [new.with_changes(leading_lines=blank), later.with_changes(leading_lines=comments)]
-    return rewrite(module, {later: cst.FlattenSentinel(pair)}, [(module, later)])
+    likes = [line for line in others if root(line) == root(new)]
+    # Behind one of its kind, for what stands between the imports, such as a `try`, may use it.
+    likes = likes or [line for line in others if (root(line) in STANDARD) == (root(new) in STANDARD)] or others
+    place = likes[-1]
+    return rewrite(module, {place: cst.FlattenSentinel([place, new])}, [(module, place)])

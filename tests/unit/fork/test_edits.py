@@ -2,6 +2,7 @@
 """Each edit before and after, on made-up source; what it refuses; and that a second application changes nothing."""
 
 import textwrap
+from pathlib import Path
 
 import libcst.matchers as m
 import pytest
@@ -28,6 +29,7 @@ from fork.edits import (
     wrap,
     wrap_imports,
 )
+from fork.formatting import tidy
 
 
 def apply(source: str, *edits, release: str = "1.0") -> str:
@@ -131,6 +133,7 @@ CASES = {
         "class C:\n    def f(self): pass\n",
         "class C:\n    def f(self, *, new=1): pass\n",
     ),
+    "import: two names join one": ([add_import("from a import c, d")], "from a import b\n", "from a import b, c, d\n"),
     "parameter: documented without a word split at its hyphen": (
         [add_parameter("f", "new=1", doc=f"{'x' * 95} Megatron-LM.")],
         '''
@@ -538,9 +541,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_edit_gives_what_is_expected(name: str):
+def test_edit_gives_what_is_expected(name: str, tmp_path: Path):
     edits, before, after = CASES[name]
-    assert apply(before, *edits) == textwrap.dedent(after)
+    found, wanted = tmp_path / "found.py", tmp_path / "wanted.py"
+    found.write_text(apply(before, *edits))
+    wanted.write_text(textwrap.dedent(after))
+    tidy(tmp_path, [found, wanted])
+    assert found.read_text() == wanted.read_text()
 
 
 @pytest.mark.parametrize("name", CASES)

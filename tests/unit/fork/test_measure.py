@@ -56,7 +56,7 @@ def test_what_the_wheel_lacks_is_estimated_by_the_edits(size):
         ],
         sweeps=[Sweep("say words", "a", "b", {"docs/b.md": 3})],
     )
-    assert measured.lines["tests/a.py"] == (4, 2)
+    assert measured.lines["tests/a.py"] == (2, 2)
     assert measured.lines["docs/a.md"] == (5, 1)
     assert measured.lines["docs/b.md"] == (3, 3)
     assert measured.below("docs") == 12

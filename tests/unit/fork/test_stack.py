@@ -44,7 +44,7 @@ def test_apply_edits_files_and_adds_modules(root: Path, change: Change, modules:
     touched = stack.apply([change], root, modules, pristine=True)
     assert touched == {"saving.py": ["example"], "new/extra.py": ["example"]}
     package = stack.find_package(root)
-    assert (package / "saving.py").read_text() == "\ndef save(path, release: bool = False):\n    return path\n"
+    assert (package / "saving.py").read_text() == "def save(path, release: bool = False):\n    return path\n"
     assert (package / "new" / "extra.py").read_text() == "ANSWER = 42\n"
     after = contents(root)
     changed = {name for name in after if after[name] != before.get(name)}
