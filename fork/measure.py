@@ -29,7 +29,6 @@ LAUNCHER = 26
 """Lines of a launcher script for a functional test."""
 MOST = 600
 TO_BE_CUT = {
-    "release-checkpoints": 3900,
     "conversion-without-cuda": 1500,
     "command-line": 4600,
 }
