@@ -11,6 +11,7 @@ from fork.edits import (
     add_parameter,
     assign,
     call,
+    imports,
     insert_after,
     insert_before,
     insert_first,
@@ -105,9 +106,12 @@ nobody can edit.
                 *passing_link("AutoBridge.import_ckpt", "bridge.save_megatron_model"),
                 insert_before(
                     "AutoBridge.import_ckpt",
+                    imports("megatron.bridge.training.release_writer"),
+                    "from megatron.bridge.training.release_options import check_link, release_wanted\n",
+                ),
+                insert_before(
+                    "AutoBridge.import_ckpt",
                     call("check_release_target"),
-                    "from megatron.bridge.training.release_options import check_link, release_wanted\n"
-                    "\n"
                     "release = release_wanted(release, default=True, link_iter_0=link_iter_0)",
                 ),
                 insert_after(
