@@ -36,7 +36,6 @@ and what people have half mended by hand, into a release checkpoint.
     tested=["Checkpoints in every state that people have on disk, in the unit tests."],
     notes=[LOCK],
     tests={
-        "tests/unit/bridge_cli/test_layouts.py": "release_checkpoint/",
         "tests/unit/bridge_cli/test_lean_import.py": "bridge_cli/",
     },
     stands_on=["problems"],
