@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_release_checkpoint import save_hf_model
+from tiny_models import save_hf_model
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion import model_bridge
