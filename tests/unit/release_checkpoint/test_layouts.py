@@ -65,6 +65,11 @@ def test_the_link_is_asked_for_and_has_no_place_in_the_other_layout(asked, tmp_p
     assert result.exit_code == 2 and "found --layout iter. Drop one of the two." in result.stderr and not asked
 
 
+def test_tensors_are_left_out_only_if_asked(asked, tmp_path):
+    assert invoke("import", "model", tmp_path / "c").exit_code == 0 and "strict" not in asked
+    assert invoke("import", "model", tmp_path / "d", "--no-strict").exit_code == 0 and asked["strict"] is False
+
+
 def test_iteration_0_is_not_overwritten_unasked(asked, build, tmp_path):
     root = build(tmp_path / "c", folder="iter_0000000", tracker="0", args=None)
     result = invoke("import", "model", root, "--layout", "iter")

@@ -36,6 +36,11 @@ from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, STAG
     show_envvar=True,
     help=f"Write a release checkpoint, or {ITERATION_0} with the tracker 0, which Megatron-LM can't fine-tune from.",
 )
+@click.option(
+    "--no-strict",
+    is_flag=True,
+    help="Leave out tensors that the Megatron model has no place for, with a warning. Default: stop at them.",
+)
 @TRUST
 @JSON
 @click.pass_context
@@ -47,6 +52,7 @@ def command(
     overwrite: bool,
     link_iter_0: bool,
     layout: str,
+    no_strict: bool,
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
@@ -74,6 +80,8 @@ def command(
         options = {"release": release, "link_iter_0": link_iter_0}
         if dtype:
             options["torch_dtype"] = getattr(torch, dtype)
+        if no_strict:
+            options["strict"] = False
         if trust_remote_code:
             options["trust_remote_code"] = True
         AutoBridge.import_ckpt(hf_model, out, **options)
