@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantized and wrapped checkpoints: each is refused as what it is, with what to do, in one line."""
+"""Quantized checkpoints: each is refused by name, with what to do, in one line."""
 
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_release_checkpoint import save_hf_model
+from tiny_models import save_hf_model
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.quantized import check_quantization, check_stored_form
@@ -112,30 +112,3 @@ def test_what_a_bridge_dequantizes_needs_every_scale(architecture, stored):
     del tensors[f"b.{scale}"]
     with pytest.raises(ValueError, match=f"^MODEL: the quantized 'b.weight\\w*' lacks its scale 'b.{scale}': import"):
         check_quantization("MODEL", config, tensors)
-
-
-@pytest.mark.parametrize(
-    ("prefix", "message"),
-    [
-        ("base_model.model.", "a model that PEFT wrapped"),
-        ("_orig_mod.", "a model that torch.compile wrapped"),
-        ("module.", "a model that DistributedDataParallel wrapped"),
-        ("_fsdp_wrapped_module.", "a model that FSDP or activation checkpointing wrapped"),
-    ],
-)
-def test_the_names_of_a_wrapper(hf, prefix, message):
-    rewrite(hf, lambda tensors: {f"{prefix}{name}": tensor for name, tensor in tensors.items()})
-    assert f"holds {message} ('{prefix}lm_head.weight'): " in refusal(hf)
-
-
-def test_an_adapter_that_is_not_merged(hf):
-    rewrite(hf, lambda tensors: tensors.update({f"{LAYER}.lora_A.weight": torch.zeros(8, 64)}))
-    assert f"holds an unmerged PEFT adapter ('{LAYER}.lora_A.weight'): merge it into" in refusal(hf)
-
-
-def test_a_folder_with_an_adapter(hf):
-    (hf / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    assert "has a PEFT adapter of some/base beside its model: merge it" in refusal(hf)
-    (hf / "model.safetensors").rename(hf / "adapter_model.safetensors")
-    (hf / "config.json").unlink()
-    assert "has a PEFT adapter of some/base: merge it into its base model" in refusal(hf)
