@@ -126,10 +126,6 @@ ACCEPTED = {
         "norm.weight holds NaN or infinite weights",
     ),
     "large but finite": (tensors(lambda content: content[NORM].fill_(3e38)), ""),
-    "a tensor too many": (
-        tensors(lambda content: content.update({"extra": torch.ones(2)})),
-        "has tensors that its model doesn't: 'extra'",
-    ),
     "a pickle beside the shards": (pickled("pytorch_model.bin"), ""),
 }
 
@@ -144,6 +140,18 @@ def test_what_is_imported_with_or_without_a_warning(hf, tmp_path, caplog, name, 
     assert not traces(hf).exists()
     ours = [record.getMessage() for record in caplog.records if record.name.endswith("hf_checkpoint")]
     assert len(ours) == bool(warning) and warning in "".join(ours)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_tensor_too_many_is_refused_or_told(hf, tmp_path, caplog, streaming):
+    tensors(lambda content: content.update({"extra": torch.ones(2)}))(hf)
+    message = "has 1 tensors that the Megatron model has no place for, 'extra'"
+    with pytest.raises(ValueError, match=message):
+        AutoBridge.import_ckpt(hf, tmp_path / "out", streaming=streaming)
+    assert not (tmp_path / "out").exists()
+    AutoBridge.import_ckpt(hf, tmp_path / "out", streaming=streaming, strict=False)
+    assert names(tmp_path / "out") == {"release", TRACKER}
+    assert f"{message}: left out" in caplog.text
 
 
 def test_one_expert_that_differs_is_named(tmp_path):

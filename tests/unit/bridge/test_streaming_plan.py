@@ -56,7 +56,6 @@ def in_one_buffer(tasks):
 
 
 REASONS = {
-    "is not made of single parameters that the bridge maps": tasks(lambda tasks: tasks[1:]),
     "word_embeddings.weight is not made of single parameters": tasks(in_one_buffer),
     "its mappings need weights (ZeroDivisionError: division by zero)": tasks(lambda tasks: 1 / 0),
 }
@@ -72,3 +71,9 @@ def test_a_model_that_has_no_plan_is_warned_of(hf, tmp_path, monkeypatch, caplog
     assert reason in line.getMessage()
     size = round((hf / "model.safetensors").stat().st_size / 1e6)
     assert line.getMessage().endswith(f". It takes about {size} MB of memory, the size of its weights.")
+
+
+def test_a_parameter_that_the_bridge_does_not_map_is_refused(hf, tmp_path, monkeypatch):
+    tasks(lambda tasks: tasks[1:])(monkeypatch)
+    with pytest.raises(ValueError, match="has no source for 1 parameters of the Megatron model"):
+        plan(AutoBridge.from_hf_pretrained(hf), tmp_path / "out")

@@ -39,9 +39,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 def check_hf_checkpoint(model: str | os.PathLike, trust_remote_code: bool | None = None) -> None:
     """Refuse a local Hugging Face checkpoint that can't be imported. Reads headers and configs, no weights.
 
-    Tensors that the model doesn't have are warned of, as transformers does: published checkpoints carry such, for
-    instance rotary frequencies or layers for multi-token prediction. A tensor that is missing is an error, though
-    transformers draws it at random. A model ID is left to the hub's own checks.
+    A tensor that is missing is an error, though transformers draws it at random. Tensors that the model doesn't have
+    are left to accounting.py, and model IDs to the hub's own checks.
 
     Args:
         model: Path of a checkpoint folder, or a model ID.
@@ -254,8 +253,6 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
             raise ValueError(f"{path} has {bare!r}, expected {name!r}: load and save it with transformers")
         if name in tensors and expected.is_floating_point() and not tensors[name].is_floating_point():
             raise ValueError(f"{path}: {name} holds {tensors[name].dtype}, expected floats: copy the checkpoint again")
-    if seen["unexpected_keys"]:
-        logger.warning("%s has tensors that its model doesn't: %s", path, some(seen["unexpected_keys"]))
 
 
 def _model_class(config: dict) -> type | None:

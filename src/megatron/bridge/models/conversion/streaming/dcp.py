@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from megatron.bridge.models.conversion import casts
 from megatron.bridge.models.conversion.hf_checkpoint import is_finite, warn_of_non_finite
 from megatron.bridge.models.conversion.streaming import execute
 from megatron.bridge.models.conversion.streaming.archive import Archive
@@ -80,6 +81,7 @@ class StreamingWriter(dcp.FileSystemWriter):
                 if item.type == WriteItemType.BYTE_IO:
                     stream.write(data.getbuffer())
                 elif not write_tensor(stream, PiecewiseTensor.wrap(data), advance):
+                    casts.check_pieces(item.index.fqn, PiecewiseTensor.wrap(data))
                     warn_of_non_finite([item.index.fqn])
                 length = stream.tell() - start
                 results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))

@@ -21,6 +21,7 @@ from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.msc_utils import MultiStorageClientFeature
 from megatron.core.transformer import MegatronModule
 
+from megatron.bridge.models.conversion import accounting, casts
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.streaming.convert import Conversion
 from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
@@ -52,7 +53,8 @@ def plan_import(bridge: "AutoBridge", target: str | os.PathLike) -> list[Megatro
         why.
 
     Raises:
-        ValueError: A file of the checkpoint is damaged, or a tensor has another shape than the model's.
+        ValueError: A file of the checkpoint is damaged, or a tensor has another shape than the model's, or the account
+            of the import is wrong (accounting.py).
     """
     try:
         _check(bridge, target)
@@ -61,6 +63,7 @@ def plan_import(bridge: "AutoBridge", target: str | os.PathLike) -> list[Megatro
         chunks, mappings = unwrap_model(model), bridge._model_bridge
         with _cannot_stream_if_it_fails("its mappings need weights"):
             tasks = mappings.build_conversion_tasks(bridge.hf_pretrained, chunks)
+        casts.warn_of_casts(accounting.account(mappings, bridge.hf_pretrained, chunks, tasks))
         conversion = Conversion(mappings, bridge.hf_pretrained.state.source)
         tasks = [task for task in tasks if task is not None and task.param_weight is not None]
         _replace(chunks, {task.param_weight: conversion.plan(task) for task in tasks})

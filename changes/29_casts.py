@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An import tells the casts that nobody asked for, and refuses those that overflow."""
+
+from fork.change import Change
+from fork.edits import File, add_import, assign, call, insert_after, insert_before
+
+
+change = Change(
+    name="casts",
+    message="""\
+fix(model): tell the casts of an import, refuse those that overflow
+
+The weights of a checkpoint are cast to the dtype of its config, without a
+word. A bf16 weight of 1e5 became infinity where the config says float16.
+
+Warn of casts by kinds of tensors, unless a dtype was asked for, and refuse
+one that makes infinity of a finite value.
+""",
+    why="A cast that changes a weight is told, and one that overflows is an error.",
+    edits=[
+        File(
+            "models/conversion/model_bridge.py",
+            [
+                add_import("from megatron.bridge.models.conversion import casts"),
+                insert_after(
+                    "MegatronModelBridge.load_weights_hf_to_megatron",
+                    assign("description"),
+                    "casts.warn_of_casts(account)",
+                ),
+                insert_before(
+                    "MegatronModelBridge.load_weights_hf_to_megatron",
+                    call("self._broadcast_shared_embeddings"),
+                    "casts.check_overflow(account)",
+                ),
+            ],
+        ),
+    ],
+    modules=["models/conversion/casts.py"],
+    problem="`AutoBridge.import_ckpt` saves infinity for a bf16 weight of 1e5 if the config says float16.",
+    changes=["`import_ckpt` warns of casts to the config's dtype, and refuses one that overflows."],
+    unchanged=["A dtype that is passed as `torch_dtype` is cast to without a warning."],
+    tested=["Tiny checkpoints on the CPU, in memory and streaming."],
+    tests={"tests/unit/bridge/test_casts.py": "models/test_casts.py"},
+    stands_on=["accounting"],
+)

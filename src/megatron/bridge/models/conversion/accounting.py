@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accounts for an import: each tensor of the checkpoint goes somewhere, each parameter comes from somewhere.
+
+The tasks of a bridge are the source of truth. Each is tried on tensors without values, and what it reads is noted.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megatron.bridge.models.conversion.hf_checkpoint import some
+from megatron.bridge.models.conversion.quantized import FLOAT8, check_quantization
+from megatron.bridge.models.conversion.stored_tensors import Reads, StoredTensors
+from megatron.bridge.models.hf_pretrained.state import StateDict
+
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge, WeightConversionTask
+
+logger = logging.getLogger(__name__)
+
+# Tensors that no model needs: rotary frequencies and positions, which are computed; the scales of quantized
+# activations and KV caches; the copies of embedding and head in a prediction layer.
+_NOT_NEEDED = re.compile(
+    r"(^|\.)(inv_freq|position_ids)$"
+    r"|\.(input_scale|input_scale_ub|activation_scale|output_scale|[qkv]_scale)$"
+    r"|\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight$"
+)
+# The causal mask of an attention, which older checkpoints hold as a buffer.
+_MASK = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias)$")
+# Values that Megatron's modules make: the load balance of a router, which is zero where a family has none, and the
+# state of ModelOpt's quantizers.
+_CONSTRUCTED = re.compile(r"\.expert_bias$|_quantizer\._")
+# A layer for multi-token prediction has a name of its own, or a number beyond the last layer, and these projections.
+_PREDICTION = re.compile(r"^(.*\bmtp(?:_\w+)?)\.|^(.*\blayers\.\d+)\.(?:eh_proj|enorm|hnorm)\.")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_STRICT = "strict_import"
+
+
+def set_strict(hf_pretrained: Any, strict: bool) -> None:
+    """Say that a checkpoint is imported, and whether a tensor that would be left out is an error.
+
+    Args:
+        hf_pretrained: The checkpoint of a bridge.
+        strict: False for a warning. A parameter without a source is an error in any case.
+    """
+    setattr(hf_pretrained, _STRICT, strict)
+
+
+def is_imported(hf_pretrained: Any) -> bool:
+    """Return whether a checkpoint is imported, rather than loaded into a model that somebody trains."""
+    return hasattr(hf_pretrained, _STRICT)
+
+
+def leave_out_prediction_layers(provider: Any, hf_pretrained: Any) -> None:
+    """Take the layers for multi-token prediction from a model whose checkpoint has none, as transformers saves it.
+
+    Args:
+        provider: The provider of the model, which is changed.
+        hf_pretrained: The checkpoint that is about to be loaded.
+    """
+    layers, state = getattr(provider, "mtp_num_layers", None), getattr(hf_pretrained, "state", None)
+    if layers and isinstance(state, StateDict) and not any(map(_PREDICTION.match, state.source.get_all_keys())):
+        logger.warning(
+            "%s has no weights of the prediction layers that its config names: imported without them (%d)",
+            _name(hf_pretrained), layers,
+        )  # fmt: skip
+        provider.mtp_num_layers = None
+
+
+def account(
+    bridge: "MegatronModelBridge",
+    hf_pretrained: Any,
+    model: list[torch.nn.Module],
+    tasks: Iterable["WeightConversionTask | None"],
+    allowed: Iterable[str] | None = None,
+) -> "Account | None":
+    """Check the tasks of an import before a weight is read. Every rank comes to the same result.
+
+    Args:
+        bridge: The bridge that made the tasks.
+        hf_pretrained: The checkpoint.
+        model: The chunks of the model, unwrapped.
+        tasks: The tasks.
+        allowed: Patterns of parameters that a caller fills itself.
+
+    Returns:
+        What each task reads; None for a checkpoint whose tensors have no names.
+
+    Raises:
+        ValueError: A parameter has no source, a tensor has no place, or weights are quantized and would be read as if
+            they were plain. Where a model is loaded and not imported, a tensor without a place is a warning, and so is
+            a parameter without a source that the model initializes.
+    """
+    if not isinstance(getattr(hf_pretrained, "state", None), StateDict):
+        return None
+    result = Account(bridge, hf_pretrained, tasks)
+    check_quantization(_name(hf_pretrained), hf_pretrained.config.to_dict(), result.stored)
+    result.check_scales()
+    result.check_parameters(bridge, model, tuple(allowed or ()))
+    result.check_tensors(model[0].config)
+    return result
+
+
+class Account:
+    """What each task of an import reads of a checkpoint."""
+
+    def __init__(
+        self, bridge: "MegatronModelBridge", hf_pretrained: Any, tasks: Iterable["WeightConversionTask | None"]
+    ) -> None:
+        self.hf_pretrained = hf_pretrained
+        self.stored = StoredTensors(hf_pretrained.state)
+        self.tasks = [task for task in tasks if task is not None]
+        self._reads = Reads(bridge, self.stored)
+
+    def reads(self, task: "WeightConversionTask") -> list[str]:
+        """Return the tensors that a task reads."""
+        return self._reads.of(task.mapping.hf_param)
+
+    def check_scales(self) -> None:
+        """Raise ValueError for FP8 weights that a task reads without their scales."""
+        for task in self.tasks:
+            names = self.reads(task)
+            alone = [name for name in names if self.stored[name].dtype in FLOAT8]
+            if alone and not any("scale" in name for name in names):
+                raise ValueError(
+                    f"{self._said} has FP8 weights whose scales are not read ({some(alone)}): import the original, "
+                    "unquantized checkpoint"
+                )
+
+    def check_parameters(
+        self, bridge: "MegatronModelBridge", model: list[torch.nn.Module], allowed: tuple[str, ...]
+    ) -> None:
+        """Raise ValueError for parameters of the model, on any rank, that no tensor is a source of."""
+        tied = getattr(model[0].config, "share_embeddings_and_output_weights", False)
+        sources = {task.global_param_name: str(task.mapping.hf_param) for task in self.tasks}
+        lacking = [
+            name
+            for name in bridge._megatron_global_param_names_all_pp_ranks(model)
+            if (name not in sources or sources[name] in self._reads.missing)
+            and not (tied and "output_layer" in name)
+            and not _CONSTRUCTED.search(name)
+            and not any(fnmatch(name, pattern) for pattern in allowed)
+        ]
+        if not lacking:
+            return
+        wanted = self._reads.missing.get(sources.get(min(lacking), ""))
+        expected = f" (expected {wanted} in the checkpoint)" if wanted else ""
+        message = (
+            f"{self._said} has no source for {len(lacking)} parameters of the Megatron model, {some(lacking)}"
+            f"{expected}: use weights and config of the same model; if they are, {type(bridge).__name__} doesn't know "
+            "this variant"
+        )
+        if is_imported(self.hf_pretrained) or not getattr(model[0].config, "perform_initialization", True):
+            raise ValueError(message)
+        logger.warning("%s. They keep their initial values", message)
+
+    def check_tensors(self, config: Any) -> None:
+        """Raise ValueError, or warn, for tensors that a model needs and no task reads."""
+        left = self._left(getattr(config, "expert_model_parallel_size", 1) or 1)
+        found = filter(None, map(_PREDICTION.match, self.stored))
+        prefixes = tuple({f"{match[1] or match[2]}." for match in found})
+        predicting = [name for name in left if name.startswith(prefixes)]
+        if predicting:
+            logger.warning("%s: prediction layers are left out, %d tensors", self._said, len(predicting))
+        tied = getattr(config, "share_embeddings_and_output_weights", False)
+        heads = [name for name in left if tied and name.endswith("lm_head.weight")]
+        if left := [name for name in left if name not in predicting and name not in heads]:
+            self._left_out(
+                f"has {len(left)} tensors that the Megatron model has no place for, {some(left)}",
+                "pass strict=False (--no-strict) to leave them out",
+            )
+        for name in heads:
+            if not self._is_copy_of_embedding(name):
+                self._left_out(
+                    f"has a tied embedding and a {name!r} with other values",
+                    "set tie_word_embeddings to false in config.json, for transformers doesn't tie them",
+                )
+
+    def _left_out(self, what: str, remedy: str) -> None:
+        if getattr(self.hf_pretrained, _STRICT, False):
+            raise ValueError(f"{self._said} {what}: {remedy}")
+        logger.warning("%s %s: left out", self._said, what)
+
+    def _left(self, expert_parallel_size: int) -> list[str]:
+        read = {name for task in self.tasks for name in self.reads(task)}
+        # A rank has tasks for its own experts alone.
+        numbered = expert_parallel_size > 1
+        experts = {_EXPERT.sub(".experts.*.", name) for name in read} if numbered else set()
+        return [
+            name
+            for name in self.stored
+            if name not in read and _EXPERT.sub(".experts.*.", name) not in experts and self._is_needed(name)
+        ]
+
+    def _is_needed(self, name: str) -> bool:
+        mask = _MASK.search(name) and self.stored[name].dim() not in (1, 2)
+        return not mask and not _NOT_NEEDED.search(name) and not self.stored.file(name).startswith("consolidated")
+
+    def _is_copy_of_embedding(self, name: str) -> bool:
+        read = (each for task in self.tasks for each in self.reads(task))
+        embedding = next((each for each in read if each.endswith("embed_tokens.weight")), None)
+        return embedding is not None and self.stored.equal(name, embedding)
+
+    @property
+    def _said(self) -> str:
+        return _name(self.hf_pretrained)
+
+
+def _name(hf_pretrained: Any) -> str:
+    return str(getattr(hf_pretrained, "model_name_or_path", None) or "the checkpoint")

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Casts of an import: those that nobody asked for are told, those that overflow are errors."""
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from megatron.bridge.models.conversion.accounting import Account
+from megatron.bridge.models.conversion.hf_checkpoint import is_finite, some
+from megatron.bridge.models.conversion.quantized import FLOAT8
+from megatron.bridge.models.conversion.safetensors_header import read_header
+
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.conversion.model_bridge import WeightConversionTask
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 8 << 20
+_NUMBER = re.compile(r"\.\d+(?=\.)")
+
+
+def warn_of_casts(account: Account | None) -> None:
+    """Warn of casts to the dtype of a config, by kinds of tensors. A dtype that was asked for needs no warning.
+
+    Args:
+        account: The account of an import.
+    """
+    if account is None or getattr(account.hf_pretrained, "torch_dtype", None) is not None:
+        return
+    kinds = defaultdict(set)
+    for _, dtype, names in _casts(account):
+        for name in names:
+            kinds[account.stored[name].dtype, dtype].add(_NUMBER.sub(".*", name))
+    for (stored, wanted), names in sorted(kinds.items(), key=str):
+        logger.warning("cast from %s to %s, the dtype of the model's config: %s", stored, wanted, some(names))
+
+
+def check_overflow(account: Account | None) -> None:
+    """Check that no cast made infinity of a finite value.
+
+    Args:
+        account: The account of an import whose weights are in the model.
+
+    Raises:
+        ValueError: One did.
+    """
+    for task, dtype, names in _casts(account) if account else ():
+        wider = [name for name in names if torch.finfo(account.stored[name].dtype).max > torch.finfo(dtype).max]
+        if wider and not is_finite(task.param_weight.to(dtype)):
+            for name in wider:
+                check_cast(name, account.hf_pretrained.state[name], dtype)
+
+
+def check_pieces(key: str, tensor: torch.Tensor) -> None:
+    """Check the casts of a tensor that is written in blocks. Called when its values are not finite.
+
+    Args:
+        key: Its name in the Megatron checkpoint, for values that are not read from a file as they are.
+        tensor: The tensor, which is made of pieces of files (streaming/tensor.py).
+
+    Raises:
+        ValueError: A cast made infinity of a finite value.
+    """
+    for piece in tensor.pieces:
+        if piece.casts:
+            name = key
+            if path := getattr(piece.source, "path", None):
+                at = piece.source.offset + piece.start * piece.source.dtype.itemsize
+                name = next((name for name, each in read_header(path).items() if each.start <= at < each.stop), key)
+            for block in replace(piece, casts=()).blocks(_BLOCK_BYTES):
+                check_cast(name, block, tensor.dtype)
+
+
+def check_cast(name: str, source: torch.Tensor, dtype: torch.dtype) -> None:
+    """Check that a tensor can be cast.
+
+    Args:
+        name: Its name in the checkpoint.
+        source: Its values, or some of them.
+        dtype: The dtype of the model.
+
+    Raises:
+        ValueError: A finite value is too large for the dtype.
+    """
+    limit = torch.finfo(dtype).max
+    if not is_finite(source) or not source.numel():
+        return
+    largest = max(abs(extreme.item()) for extreme in torch.aminmax(source))
+    if not torch.tensor(largest, dtype=source.dtype).to(dtype).isfinite():
+        raise ValueError(
+            f"{name} holds {largest:g} as {source.dtype}, {dtype} goes up to {limit:g}: choose a dtype that can hold "
+            f"it, such as torch_dtype={source.dtype} (--dtype {str(source.dtype).removeprefix('torch.')})"
+        )
+
+
+def _casts(account: Account) -> Iterator[tuple["WeightConversionTask", torch.dtype, list[str]]]:
+    """Yield the tasks of this rank that cast, to which dtype, and of which tensors."""
+    for task in account.tasks:
+        names = account.reads(task)
+        if task.param_weight is None or not all(_is_plain(account.stored[name].dtype) for name in names):
+            continue
+        # Norms are cast to the dtype of the model after they are loaded.
+        dtype = task.param_weight.dtype
+        if isinstance(task.param_weight, torch.nn.Parameter):
+            dtype = getattr(task.megatron_module.config, "params_dtype", dtype)
+        if cast := [name for name in names if account.stored[name].dtype != dtype]:
+            yield task, dtype, cast
+
+
+def _is_plain(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype not in FLOAT8

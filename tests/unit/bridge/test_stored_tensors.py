@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of a checkpoint's tensors without their values."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from megatron.bridge.models.conversion.stored_tensors import Reads, StoredTensors
+from megatron.bridge.models.hf_pretrained.state import DictStateSource, SafeTensorsStateSource, StateDict
+
+
+TENSORS = {
+    "a": torch.arange(20000.0).view(10000, 2),
+    "b": torch.arange(20000.0).view(10000, 2),
+    "c": torch.zeros(10000, 2),
+    "d": torch.zeros(3, dtype=torch.bfloat16),
+    "a_scale": torch.ones(1),
+}
+
+
+@pytest.fixture(params=["files", "memory"])
+def stored(request, tmp_path):
+    if request.param == "memory":
+        return StoredTensors(StateDict(DictStateSource(TENSORS)))
+    files = {name: f"{name}.safetensors" for name in TENSORS}
+    for name, file in files.items():
+        save_file({name: TENSORS[name]}, tmp_path / file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    return StoredTensors(StateDict(SafeTensorsStateSource(tmp_path)))
+
+
+def test_shapes_dtypes_and_equal_values(stored):
+    assert {name: (each.shape, each.dtype) for name, each in stored.items()} == {
+        name: (each.shape, each.dtype) for name, each in TENSORS.items()
+    }
+    assert all(tensor.is_meta for tensor in stored.values())
+    assert stored.equal("a", "b") and not stored.equal("a", "c") and not stored.equal("c", "d")
+
+
+class Bridge:
+    """It dequantizes, with values that are not there."""
+
+    def maybe_modify_loaded_hf_weight(self, source, state):
+        names = [source] if isinstance(source, str) else source.values()
+        return [
+            state[name] * state[f"{name}_scale"].item() if f"{name}_scale" in state else state[name] for name in names
+        ]
+
+
+def test_what_a_bridge_reads(stored):
+    reads = Reads(Bridge(), stored)
+    assert reads.of("a") == ["a", "a_scale"]
+    assert reads.of({"gate": "b", "up": "c"}) == ["b", "c"]
+    assert reads.missing == {}
+    source = {"gate": "b", "up": "e"}
+    assert reads.of(source) == ["b"]
+    assert reads.missing == {str(source): "'e'"}
