@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Release checkpoints: `import_ckpt` writes one, with Megatron-LM's args."""
 
-from fork.change import Change, TextEdit, insert_before_heading
+from fork.change import Change, insert_before_heading
 from fork.edits import (
     File,
     add_import,
@@ -24,6 +24,7 @@ SAVE_DOC = (
     "If True, saves a release checkpoint, which Megatron-LM starts fine-tuning from: weights and Megatron-LM args, "
     "without training state, in `release/`, with the tracker `release`."
 )
+SHORT_DOC = "If True, saves a release checkpoint, which Megatron-LM fine-tunes from. Default: False."
 BARRIER = "save_checkpoint._post_save_global_barrier"
 
 GUIDE = """\
@@ -36,14 +37,11 @@ megatron_checkpoints/llama32_1b/
 ├── latest_checkpointed_iteration.txt    # the word "release", written last
 └── release/
     ├── .metadata, *.distcp              # weights, and Megatron-LM's args; no optimizer, no random state
-    ├── run_config.yaml
-    └── tokenizer/
+    └── run_config.yaml, tokenizer/
 ```
 
-Pass the root or `release/` where a checkpoint path is needed. A path that ends in `iter_0000000`, where imports lay before,
-is taken for the release, with a warning. An import that is interrupted leaves what was there before. A target that holds
-training iterations is refused. `AutoBridge.save_megatron_model(..., release=True)` writes a release checkpoint from a model
-in memory.
+Pass the root, or `release/`, as the checkpoint path. An import that is interrupted leaves what was there before, and a target
+with training iterations is refused. `AutoBridge.save_megatron_model(..., release=True)` writes a release from a model in memory.
 
 """
 
@@ -108,7 +106,7 @@ Write `release/` with the tracker `release` and complete args by default.
         File(
             "training/model_load_save.py",
             [
-                add_parameter("save_megatron_model", "release: bool | None = None", doc=f"{SAVE_DOC} Default: False."),
+                add_parameter("save_megatron_model", "release: bool | None = None", doc=SHORT_DOC),
                 pass_argument("save_megatron_model", call("save_checkpoint"), "release=bool(release)", count=2),
                 # A release checkpoint is complete before its tracker names it: save_checkpoint writes the tokenizer.
                 replace(
@@ -124,16 +122,9 @@ Write `release/` with the tracker `release` and complete args by default.
                 add_parameter(
                     "AutoBridge.save_megatron_model",
                     "release: bool | None = None",
-                    doc=f"{SAVE_DOC} Default: False.",
+                    doc=SHORT_DOC,
                 ),
                 pass_argument("AutoBridge.save_megatron_model", call("save_megatron_model"), "release=release"),
-                add_parameter(
-                    "AutoBridge.import_ckpt",
-                    "release: bool | None = None",
-                    keyword_only=True,
-                    doc=f"{SAVE_DOC} If False, saves iteration 0 without args, which Megatron-LM can't fine-tune from. "
-                    "Default: True.",
-                ),
                 insert_first(
                     "AutoBridge.import_ckpt",
                     "from megatron.bridge.training.release_writer import check_release_target\n"
@@ -141,9 +132,7 @@ Write `release/` with the tracker `release` and complete args by default.
                     "check_release_target(megatron_path)\n",
                     done=call("check_release_target"),
                 ),
-                pass_argument(
-                    "AutoBridge.import_ckpt", call("bridge.save_megatron_model"), "release=release is not False"
-                ),
+                pass_argument("AutoBridge.import_ckpt", call("bridge.save_megatron_model"), "release=True"),
             ],
         ),
     ],
@@ -155,8 +144,7 @@ Write `release/` with the tracker `release` and complete args by default.
         "stops at the tracker `0` (up to core 0.15) or at `KeyError: 'optimizer'`, and `--use-checkpoint-args` finds no args."
     ),
     changes=[
-        "`AutoBridge.import_ckpt` writes `release/`, the tracker `release` and Megatron-LM's args; `release=False` writes "
-        "what it wrote before.",
+        "`AutoBridge.import_ckpt` writes `release/`, the tracker `release` and Megatron-LM's args.",
         "`AutoBridge.save_megatron_model`, `save_megatron_model` and `save_checkpoint` take `release`; without it they write "
         "what they wrote before.",
     ],
@@ -173,7 +161,7 @@ Write `release/` with the tracker `release` and complete args by default.
     ],
     notes=[
         "The layout that `import_ckpt` writes by default is another: code that appends `/iter_0000000` to the path of an "
-        "import should name the root, or pass `release=False`. Bridge's readers take such a path for the release.",
+        "import should name the root. Bridge's readers take such a path for the release.",
     ],
     tests={"tests/unit/bridge/test_release_args.py": "release_checkpoint/"},
     upstream_tests=[
@@ -232,12 +220,5 @@ Write `release/` with the tracker `release` and complete args by default.
     ],
     docs=[
         insert_before_heading("docs/bridge-guide.md", "### Megatron → HF export (one call)", GUIDE),
-        TextEdit(
-            "docs/bridge-guide.md",
-            "add the layout to the signature of AutoBridge.import_ckpt",
-            r"^(AutoBridge\.import_ckpt\([^)\n]*), \*\*kwargs\)",
-            r"\1, *, release: bool | None = None, **kwargs)",
-            done="release: bool | None = None",
-        ),
     ],
 )

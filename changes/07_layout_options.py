@@ -103,6 +103,15 @@ nobody can edit.
             "models/conversion/auto_bridge.py",
             [
                 *passing_link("AutoBridge.save_megatron_model", "save_megatron_model"),
+                add_parameter(
+                    "AutoBridge.import_ckpt",
+                    "release: bool | None = None",
+                    keyword_only=True,
+                    doc="If False, saves iteration 0 without args, which Megatron-LM can't fine-tune from. By default the "
+                    "environment variable `MEGATRON_BRIDGE_CHECKPOINT_LAYOUT` decides (`release` or `iter`), and without it a "
+                    "release checkpoint is saved.",
+                ),
+                pass_argument("AutoBridge.import_ckpt", call("bridge.save_megatron_model"), "release=release"),
                 *passing_link("AutoBridge.import_ckpt", "bridge.save_megatron_model"),
                 insert_before(
                     "AutoBridge.import_ckpt",
@@ -130,6 +139,7 @@ nobody can edit.
         "doesn't read by Bridge."
     ),
     changes=[
+        "`import_ckpt(release=False)` writes iteration 0 as before.",
         "`import_ckpt`, `save_megatron_model` and `save_checkpoint` take `link_iter_0`, which leaves a link `iter_0000000`.",
         "`MEGATRON_BRIDGE_CHECKPOINT_LAYOUT` (`release` or `iter`) decides if the caller does not.",
         "scripts/conversion writes a release on GPUs, too.",
@@ -210,9 +220,9 @@ nobody can edit.
         insert_before_heading("docs/bridge-guide.md", "### Megatron → HF export (one call)", GUIDE),
         TextEdit(
             "docs/bridge-guide.md",
-            "add the link to the signature of AutoBridge.import_ckpt",
-            r"release: bool \| None = None, \*\*kwargs\)",
-            "release: bool | None = None, link_iter_0: bool = False, **kwargs)",
+            "add the layout to the signature of AutoBridge.import_ckpt",
+            r"^(AutoBridge\.import_ckpt\([^)\n]*), \*\*kwargs\)",
+            r"\1, *, release: bool | None = None, link_iter_0: bool = False, **kwargs)",
             done="link_iter_0: bool = False, **kwargs)",
         ),
     ],

@@ -11,7 +11,6 @@ from megatron.bridge.release_checkpoint.layout import (
     BRIDGE_TRACKER,
     ITERATION_0,
     TRACKER,
-    release_for,
     resolve_checkpoint,
 )
 
@@ -72,12 +71,6 @@ def test_a_tracker_that_names_a_missing_folder_is_an_error(tmp_path):
         resolve_checkpoint(tmp_path)
 
 
-def test_a_tracker_that_is_no_tracker_is_an_error(tmp_path):
-    (tmp_path / TRACKER).write_text("yesterday")
-    with pytest.raises(ValueError, match="holds 'yesterday', expected an iteration or 'release'"):
-        resolve_checkpoint(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("tracker", "step", "trusted"), [("5", 5, True), (None, 5, True), ("8", 5, False), ("release", 5, False)]
 )
@@ -104,24 +97,6 @@ def test_iteration_0_that_is_there_is_taken_as_before(tmp_path, caplog):
     payload = make_iteration(tmp_path, 0)
     assert resolve_checkpoint(payload) == str(payload)
     assert not caplog.records
-
-
-@pytest.mark.parametrize("name", ["iter_0000001", "other", "release.incomplete"])
-def test_no_other_name_stands_for_the_release(tmp_path, name):
-    make_release(tmp_path)
-    assert release_for(tmp_path / name) == tmp_path / name
-
-
-def test_without_a_release_nothing_stands_for_it(tmp_path):
-    (tmp_path / "release").mkdir()
-    assert release_for(tmp_path / ITERATION_0) == tmp_path / ITERATION_0
-    assert release_for(None) is None
-
-
-def test_a_link_to_nowhere_is_no_release(tmp_path):
-    make_release(tmp_path)
-    (tmp_path / ITERATION_0).symlink_to(tmp_path / "gone")
-    assert release_for(tmp_path / ITERATION_0) == tmp_path / ITERATION_0
 
 
 def test_a_link_to_the_release_is_no_iteration(tmp_path):

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Staging, publication and discard of a release checkpoint, on folders that hold no weights."""
 
-import os
 from pathlib import Path
 
 import pytest
-from test_layout import make_iteration, write_train_state
+from test_layout import make_iteration
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron.bridge.release_checkpoint import files
-from megatron.bridge.release_checkpoint.layout import BRIDGE_TRACKER, STAGING, TRACKER
-from megatron.bridge.training.release_writer import ReleaseWriter, check_release_target
+from megatron.bridge.release_checkpoint.layout import TRACKER
+from megatron.bridge.training.release_writer import ReleaseWriter
 
 
 RELEASE_ONLY = {"release", "release/metadata.json", TRACKER}
@@ -51,16 +49,6 @@ def test_a_release_replaces_a_release(tmp_path):
     assert entries(tmp_path) == RELEASE_ONLY
 
 
-def test_a_release_takes_over_from_iteration_0_and_removes_the_tracker_that_contradicts_it(tmp_path):
-    old = make_iteration(tmp_path, 0)
-    (tmp_path / TRACKER).write_text("0")
-    write_train_state(tmp_path, 0)
-    write_release(tmp_path, "new")
-    assert (tmp_path / TRACKER).read_text() == "release"
-    assert not (tmp_path / BRIDGE_TRACKER).exists()
-    assert (old / "metadata.json").read_text() == "iteration 0"
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full"), CheckpointException("", {})])
 def test_a_block_that_raises_leaves_nothing(tmp_path, error):
     root = tmp_path / "deeply" / "nested" / "out"
@@ -70,18 +58,6 @@ def test_a_block_that_raises_leaves_nothing(tmp_path, error):
     assert entries(tmp_path) == set()
 
 
-def test_a_deferred_writer_publishes_after_the_block_or_discards(tmp_path):
-    with ReleaseWriter(tmp_path, deferred=True) as writer:
-        Path(writer.stage(), "metadata.json").touch()
-    with pytest.raises(ZeroDivisionError):
-        writer.run(lambda: 1 / 0)
-    assert entries(tmp_path) == set()
-    with ReleaseWriter(tmp_path, deferred=True) as writer:
-        Path(writer.stage(), "metadata.json").touch()
-    writer.publish()
-    assert entries(tmp_path) == RELEASE_ONLY
-
-
 @pytest.mark.parametrize("iteration", [3, 5])
 def test_a_root_with_training_is_refused_and_left_alone(tmp_path, iteration):
     make_iteration(tmp_path, iteration)
@@ -89,22 +65,3 @@ def test_a_root_with_training_is_refused_and_left_alone(tmp_path, iteration):
     with pytest.raises(FileExistsError, match=f"training iteration {iteration}"), ReleaseWriter(tmp_path) as writer:
         writer.stage()
     assert entries(tmp_path) == before
-
-
-def test_a_target_that_can_not_be_written_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(NotADirectoryError, match="is a file"):
-            check_release_target(path)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
-    with pytest.raises(PermissionError, match="is not writable"):
-        check_release_target(tmp_path / "out")
-
-
-def test_two_writers_of_one_root_do_not_mix(tmp_path):
-    (tmp_path / STAGING).mkdir()
-    other = files.lock(tmp_path / STAGING)
-    with pytest.raises(FileExistsError, match="another process is writing"), ReleaseWriter(tmp_path) as writer:
-        writer.stage()
-    os.close(other)
-    write_release(tmp_path, "afterwards")

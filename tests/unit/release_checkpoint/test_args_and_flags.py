@@ -3,11 +3,14 @@
 
 import dataclasses
 import io
+import logging
 import shlex
 from argparse import Namespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from test_release_args import make_provider
 from tiny_models import FAMILIES, hf_config
 
 from megatron.bridge import AutoBridge
@@ -127,3 +130,14 @@ def test_args_leave_the_choices_of_the_training_run_open(provider):
     args = vars(megatron_lm_args(provider))
     assert {"tokenizer_type", "tokenizer_model", "moe_grouped_gemm", "moe_token_dispatcher_type"}.isdisjoint(args)
     assert args["no_save_optim"] and args["no_save_rng"] and args["consumed_train_samples"] == 0
+
+
+def test_padded_vocabulary_is_the_one_that_the_model_has():
+    provider = make_provider(should_pad_vocab=True, make_vocab_size_divisible_by=128, tensor_model_parallel_size=2)
+    assert megatron_lm_args(provider).padded_vocab_size == 512
+
+
+def test_an_activation_without_a_flag_is_reported(caplog):
+    with caplog.at_level(logging.WARNING):
+        megatron_lm_args(make_provider(activation_func=F.gelu))
+    assert "no flag for the activation gated gelu" in caplog.text

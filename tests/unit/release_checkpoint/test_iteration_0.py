@@ -10,7 +10,7 @@ from test_release_writer import entries
 from tiny_models import PAYLOAD, names, save_hf_model, weights
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.release_checkpoint.layout import ITERATION_0, TRACKER, resolve_checkpoint
+from megatron.bridge.release_checkpoint.layout import ITERATION_0, TRACKER, release_for, resolve_checkpoint
 from megatron.bridge.training.config import CheckpointConfig
 from megatron.bridge.training.release_options import LAYOUT_VARIABLE
 
@@ -30,6 +30,24 @@ def test_a_training_that_is_to_start_there_starts_from_the_release(tmp_path):
     config = CheckpointConfig(pretrained_checkpoint=str(tmp_path / ITERATION_0), load=str(tmp_path / ITERATION_0))
     config.finalize()
     assert (config.pretrained_checkpoint, config.load) == (str(tmp_path / "release"),) * 2
+
+
+@pytest.mark.parametrize("name", ["iter_0000001", "other", "release.incomplete"])
+def test_no_other_name_stands_for_the_release(tmp_path, name):
+    make_release(tmp_path)
+    assert release_for(tmp_path / name) == tmp_path / name
+
+
+def test_without_a_release_nothing_stands_for_it(tmp_path):
+    (tmp_path / "release").mkdir()
+    assert release_for(tmp_path / ITERATION_0) == tmp_path / ITERATION_0
+    assert release_for(None) is None
+
+
+def test_a_link_to_nowhere_is_no_release(tmp_path):
+    make_release(tmp_path)
+    (tmp_path / ITERATION_0).symlink_to(tmp_path / "gone")
+    assert release_for(tmp_path / ITERATION_0) == tmp_path / ITERATION_0
 
 
 # --- a link ------------------------------------------------------------------------------------------------------

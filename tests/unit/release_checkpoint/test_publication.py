@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Links, kills, full disks and other imports while a release checkpoint is published; no weights."""
 
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_layout import make_iteration, write_train_state
@@ -11,6 +13,7 @@ from test_release_writer import RELEASE_ONLY, entries, write_release
 
 from megatron.bridge.release_checkpoint import files
 from megatron.bridge.release_checkpoint.layout import (
+    BRIDGE_TRACKER,
     INCOMPLETE,
     ITERATION_0,
     REPLACED,
@@ -20,7 +23,8 @@ from megatron.bridge.release_checkpoint.layout import (
 )
 from megatron.bridge.training import release_writer
 from megatron.bridge.training.release_options import set_link
-from megatron.bridge.training.release_writer import ReleaseWriter
+from megatron.bridge.training.release_state import writes_releases
+from megatron.bridge.training.release_writer import ReleaseWriter, check_release_target
 
 
 def write(root, text, link=False):
@@ -255,3 +259,68 @@ def test_a_target_is_refused_and_left_alone(tmp_path, make):
         writer.stage()
     assert "\n" not in str(caught.value)
     assert entries(tmp_path) == before
+
+
+def test_a_target_that_can_not_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(NotADirectoryError, match="is a file"):
+            check_release_target(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
+    with pytest.raises(PermissionError, match="is not writable"):
+        check_release_target(tmp_path / "out")
+
+
+def test_a_release_takes_over_from_iteration_0_and_removes_the_tracker_that_contradicts_it(tmp_path):
+    old = make_iteration(tmp_path, 0)
+    (tmp_path / TRACKER).write_text("0")
+    write_train_state(tmp_path, 0)
+    write_release(tmp_path, "new")
+    assert (tmp_path / TRACKER).read_text() == "release"
+    assert not (tmp_path / BRIDGE_TRACKER).exists()
+    assert (old / "metadata.json").read_text() == "iteration 0"
+
+
+# --- save_checkpoint -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_save_checkpoint_gets_a_writer_that_discards_on_an_error(tmp_path, fails):
+    @writes_releases(ReleaseWriter)
+    def save_checkpoint(state, writer=None):
+        if writer is not None:
+            writer.stage()
+            if fails:
+                raise KeyboardInterrupt
+            writer.publish()
+
+    state = SimpleNamespace(cfg=SimpleNamespace(checkpoint=SimpleNamespace(save=str(tmp_path), async_save=False)))
+    if fails:
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(state, release=True)
+    else:
+        save_checkpoint(state)
+        save_checkpoint(state, release=True)
+    assert (tmp_path / "release").is_dir() is not fails
+    assert not (tmp_path / "release.incomplete").exists()
+
+
+def test_a_deferred_writer_publishes_after_the_block_or_discards(tmp_path):
+    with ReleaseWriter(tmp_path, deferred=True) as writer:
+        Path(writer.stage(), "metadata.json").touch()
+    with pytest.raises(ZeroDivisionError):
+        writer.run(lambda: 1 / 0)
+    assert entries(tmp_path) == set()
+    with ReleaseWriter(tmp_path, deferred=True) as writer:
+        Path(writer.stage(), "metadata.json").touch()
+    writer.publish()
+    assert entries(tmp_path) == RELEASE_ONLY
+
+
+def test_two_writers_of_one_root_do_not_mix(tmp_path):
+    (tmp_path / STAGING).mkdir()
+    other = files.lock(tmp_path / STAGING)
+    with pytest.raises(FileExistsError, match="another process is writing"), ReleaseWriter(tmp_path) as writer:
+        writer.stage()
+    os.close(other)
+    write_release(tmp_path, "afterwards")

@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from typing import Any
 
-from megatron.bridge.release_checkpoint.args import ARGS
+from megatron.bridge.release_checkpoint.args import NEVER_READ, READ
 
 
 logger = logging.getLogger(__name__)
@@ -33,17 +33,17 @@ def megatron_lm_flags(args: Namespace, *, use_checkpoint_args: bool = False) -> 
         The words of the command line, flags and values, for ``pretrain_gpt.py`` of core 0.17 to 0.19.
     """
     words = ["--use-checkpoint-args"] if use_checkpoint_args else []
-    for arg in ARGS:
-        value = getattr(args, arg.name, None)
-        is_read = use_checkpoint_args and arg.read
-        if arg.flag is None or is_read or arg.only_with and not getattr(args, arg.only_with, None):
+    for arg in NEVER_READ if use_checkpoint_args else (*READ, *NEVER_READ):
+        value, flag = getattr(args, arg.name, None), arg.flag or f"--{arg.name.replace('_', '-')}"
+        only_with = arg.only_with or ("num_experts" if arg.name.startswith("moe_") else None)
+        if only_with and not getattr(args, only_with, None):
             continue
         if arg.when == "value" and value not in (None, arg.default):
-            words += [arg.flag, *_words(arg.name, value)]
+            words += [flag, *_words(arg.name, value)]
         elif arg.when in ("true", "switch") and value is True or arg.when == "false" and value is False:
-            words.append(arg.flag)
+            words.append(flag)
         elif arg.when == "switch" and value is False:
-            words.append(arg.flag.replace("--", "--no-", 1))
+            words.append(flag.replace("--", "--no-", 1))
     _warn_of_differences(args)
     return words
 

@@ -50,11 +50,6 @@ def as_path(path: str | os.PathLike) -> Any:
     return Path(path)
 
 
-def iteration_name(iteration: int) -> str:
-    """Return the name of the payload folder of an iteration."""
-    return f"iter_{iteration:07d}"
-
-
 def is_payload(path: str | os.PathLike) -> bool:
     """Return whether a folder is the payload of a checkpoint, and not a root."""
     folder = as_path(path)
@@ -74,9 +69,6 @@ def saved_iterations(root: str | os.PathLike) -> list[int]:
 
 def read_tracker(root: str | os.PathLike) -> tuple[int, bool] | None:
     """Read Megatron-LM's tracker of a checkpoint root.
-
-    Args:
-        root: Checkpoint root, a local path or a MultiStorageClient URL.
 
     Returns:
         ``(iteration, release)`` like ``read_metadata`` of Megatron-LM (megatron/training/checkpointing.py, core 0.19),
@@ -99,11 +91,8 @@ def read_tracker(root: str | os.PathLike) -> tuple[int, bool] | None:
 def train_state_tracker(root: str | os.PathLike) -> str:
     """Return the path of Bridge's own tracker, ``latest_train_state.pt``, unless Megatron-LM's tracker contradicts it.
 
-    Bridge writes both trackers together. Megatron-LM and a release checkpoint write only Megatron-LM's. If the two
-    differ, Megatron-LM's is newer.
-
-    Args:
-        root: Checkpoint root, a local path or a MultiStorageClient URL.
+    Bridge writes both trackers together. Megatron-LM, and whoever writes a release checkpoint, write only
+    Megatron-LM's. If the two differ, that one is newer.
 
     Returns:
         The path, whether the file exists or not, or ``""`` if the trackers differ.
@@ -141,14 +130,14 @@ def resolve_checkpoint(path: str | os.PathLike) -> str:
         tracked = _read_step(root / BRIDGE_TRACKER), False
     if tracked is not None:
         iteration, release = tracked
-        payload = root / (RELEASE if release else iteration_name(iteration))
+        payload = root / (RELEASE if release else f"iter_{iteration:07d}")
         if not payload.is_dir():
             raise FileNotFoundError(
                 f"the tracker of {path} names {payload.name}, which is not there: pass the path of a payload folder"
             )
         return str(payload)
     if iterations := saved_iterations(path):
-        return str(root / iteration_name(max(iterations)))
+        return str(root / f"iter_{max(iterations):07d}")
     return str(root / RELEASE) if (root / RELEASE).is_dir() else str(path)
 
 
@@ -156,9 +145,6 @@ def release_beside(path: str | os.PathLike) -> Any | None:
     """Return the release that a path of iteration 0 stands for.
 
     Imports lay at ``iter_0000000`` before release checkpoints, and scripts name that folder.
-
-    Args:
-        path: Any path, local or a MultiStorageClient URL.
 
     Returns:
         ``OUT/release`` for ``OUT/iter_0000000`` if only the release exists, otherwise None.

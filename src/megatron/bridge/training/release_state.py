@@ -37,27 +37,14 @@ def writes_releases(open_writer: Callable[..., ReleaseWriter]) -> Callable[[Call
 
 
 def release_state_dict(state_dict: dict[str, Any], cfg: Any) -> dict[str, Any]:
-    """Return the state dict of a release checkpoint.
-
-    Args:
-        state_dict: State dict from ``generate_state_dict``.
-        cfg: The ``ConfigContainer`` of the save. Its ``model`` is a model provider.
-
-    Returns:
-        A new state dict without optimizer, scheduler, random number and rerun state, at iteration 0, with ``args``.
-    """
+    """Return a state dict without training state, at iteration 0, and with the args of the model of a config."""
     weights = {key: value for key, value in state_dict.items() if key not in _TRAINING_STATE}
     # Below version 2.0 Megatron-LM permutes the QKV weights on load (fix_query_key_value_ordering).
     return {**weights, "args": megatron_lm_args(cfg.model), "checkpoint_version": 3.0, "iteration": 0}
 
 
 def complete_payload(payload: str, cfg: Any) -> None:
-    """Write run config and tokenizer into a payload, once every rank has written its weights.
-
-    Args:
-        payload: Payload folder, a local path or a MultiStorageClient URL.
-        cfg: The ``ConfigContainer`` of the save.
-    """
+    """Write run config and tokenizer into a payload, once every rank has written its weights."""
     # These import this module.
     from megatron.bridge.training.checkpointing import save_tokenizer_assets
     from megatron.bridge.training.tokenizers.tokenizer import build_tokenizer

@@ -5,7 +5,6 @@ A crash leaves the old checkpoint, or none, but never a tracker that names somet
 things: within a file system, a folder is renamed and a file is replaced in one step.
 """
 
-import errno
 import logging
 import os
 from collections.abc import Callable
@@ -35,11 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_release_target(root: str | os.PathLike) -> None:
-    """Refuse a root that a release checkpoint must not, or can't, be written to. Changes nothing.
+    """Refuse a root that can't be written to, or holds training iterations, which a release's tracker would hide.
 
     Raises:
-        OSError: The root can't be made or written to, or it holds training iterations, which a tracker set back to
-            ``release`` would hide.
+        OSError: The root is refused.
         ValueError: The tracker holds neither an iteration nor ``release``.
     """
     path = as_path(root)
@@ -112,11 +110,7 @@ class ReleaseWriter:
             self.discard()
 
     def stage(self) -> str:
-        """Open an empty folder for the payload, clear what an earlier crash left, and return it. Collective.
-
-        Raises:
-            OSError: As :func:`check_release_target`, or another process is writing a release checkpoint to the root.
-        """
+        """Open an empty folder for the payload, clear what an earlier crash left, and return it. Collective."""
         # Both readers cache by path, and the path is about to hold another model. On every rank, because a rank that
         # answers from its cache would miss the broadcast of the others.
         read_run_config.cache_clear()
@@ -152,11 +146,8 @@ class ReleaseWriter:
             remove(self.root / STAGING)
             remove(self.root / (TRACKER + INCOMPLETE))
             for folder in reversed(self._made):
-                try:
+                with suppress(OSError):
                     folder.rmdir()
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
-                        raise
         finally:
             self._close()
 
