@@ -21,7 +21,7 @@ and what people have half mended by hand, into a release checkpoint.
         "cli/export.py",
         "cli/import_.py",
         "cli/inspect.py",
-        "cli/lean_import.py",
+        "cli/deferred.py",
         "cli/repair.py",
         "cli/show.py",
         "cli/terminal.py",
@@ -36,7 +36,7 @@ and what people have half mended by hand, into a release checkpoint.
     tested=["Checkpoints in every state that people have on disk, in the unit tests."],
     notes=[LOCK],
     tests={
-        "tests/unit/bridge_cli/test_lean_import.py": "bridge_cli/",
+        "tests/unit/bridge/test_deferred.py": "bridge_cli/",
     },
-    stands_on=["problems"],
+    stands_on=["problems", "lazy-package"],
 )

@@ -105,7 +105,7 @@ def show(hf_model: str | None, out: Path) -> None:
         source = take_model(hf_model, out)
         chats = make_chats(source, out)
     with clock.step("Load Megatron-Bridge, with the model's family only"), waiting("importing"):
-        bridge = import_bridge(source, out)
+        bridge = import_bridge(out)
     checkpoint = out / "megatron"
     with clock.step("AutoBridge.import_ckpt"), quietly(out):
         with waiting("converting"):
@@ -143,12 +143,14 @@ def prepare(out: Path) -> None:
         raise Problem(f"can't write to {out} ({error.strerror}); pass another folder with --out") from None
 
 
-def import_bridge(source: Path, out: Path) -> type:
+def import_bridge(out: Path) -> type:
     """Load Bridge as `megatron-bridge import` does, and write what packages log meanwhile to a file."""
-    from megatron.bridge.cli.lean_import import auto_bridge_for
+    from megatron.bridge.cli.deferred import lean_imports
 
-    with quietly(out):
-        return auto_bridge_for(str(source))
+    with quietly(out), lean_imports():
+        from megatron.bridge import AutoBridge
+
+        return AutoBridge
 
 
 def take_model(hf_model: str | None, out: Path) -> Path:

@@ -19,7 +19,7 @@ def main() -> None:
     import platforms
     import torch
 
-    from megatron.bridge.cli.lean_import import auto_bridge_for
+    from megatron.bridge.cli.deferred import lean_imports
 
     if torch.version.hip:
         platforms.save_from_pageable_memory()
@@ -27,7 +27,10 @@ def main() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(options.backend)
     # Importing all of Bridge would take each rank longer than everything below.
-    bridge = auto_bridge_for(options.hf_model).from_hf_pretrained(options.hf_model)
+    with lean_imports():
+        from megatron.bridge import AutoBridge
+
+    bridge = AutoBridge.from_hf_pretrained(options.hf_model)
     provider = bridge.to_megatron_provider()
     provider.tensor_model_parallel_size = options.tp
     provider.pipeline_model_parallel_size = options.pp

@@ -146,8 +146,11 @@ def test_threads_write_the_same_in_files_of_their_own(
 
 IMPORT = """
 import sys
-from megatron.bridge.cli.lean_import import auto_bridge_for
-auto_bridge_for(sys.argv[1]).import_ckpt(*sys.argv[1:])
+from megatron.bridge.cli.deferred import lean_imports
+
+with lean_imports():
+    from megatron.bridge import AutoBridge
+AutoBridge.import_ckpt(*sys.argv[1:])
 """
 
 
@@ -214,13 +217,15 @@ PEAK = """
 import re, sys
 from pathlib import Path
 import torch
-from megatron.bridge.cli.lean_import import auto_bridge_for
+from megatron.bridge.cli.deferred import lean_imports
+
+with lean_imports():
+    from megatron.bridge import AutoBridge
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 
 small, large, out = sys.argv[1:]
-AutoBridge = auto_bridge_for(small)
 AutoBridge.import_ckpt(small, out + "-small", torch_dtype=torch.bfloat16)
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
@@ -287,8 +292,10 @@ def test_a_shard_that_is_cut_off_after_the_first_look_leaves_nothing(
 
 KILLED = """
 import os, signal, sys
-from megatron.bridge.cli.lean_import import auto_bridge_for
-AutoBridge = auto_bridge_for(sys.argv[1])
+from megatron.bridge.cli.deferred import lean_imports
+
+with lean_imports():
+    from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.streaming import dcp
 
 write = dcp.write_tensor

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_states import Bridge, invoke
 
-from megatron.bridge.cli import lean_import
+import megatron.bridge
 
 
 VARIABLE = "MEGATRON_BRIDGE_CHECKPOINT_LAYOUT"
@@ -26,7 +26,7 @@ def asked(build: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
             options.update(given)
             build(out) if given["release"] else build(out, folder="iter_0000000", tracker="0", args=None)
 
-    monkeypatch.setattr(lean_import, "auto_bridge_for", Recorder(build))
+    monkeypatch.setitem(vars(megatron.bridge), "AutoBridge", Recorder(build))
     monkeypatch.delenv(VARIABLE, raising=False)
     return options
 

@@ -24,7 +24,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner, Result
 
-from megatron.bridge.cli import lean_import, main
+import megatron.bridge
+from megatron.bridge.cli import main
 from megatron.bridge.release_checkpoint import repair, repair_state, repair_steps
 from megatron.bridge.release_checkpoint.examine import Checkpoint, examine
 from megatron.bridge.release_checkpoint.metadata import read_metadata
@@ -1006,7 +1007,7 @@ WARNINGS = ["norm?[2J has NaN", "could not be removed"]
 def test_import_prints_what_it_is_asked_for_and_warnings_of_ours(
     build: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(lean_import, "auto_bridge_for", Bridge(build))
+    monkeypatch.setitem(vars(megatron.bridge), "AutoBridge", Bridge(build))
     for more in (["--json"], []):
         out = tmp_path / f"c{len(more)}"
         main(["import", "model", str(out), *more], standalone_mode=False)
@@ -1030,7 +1031,7 @@ def test_export_that_ends_early_leaves_nothing(
         (folder / "model.safetensors").write_text("half")
         raise interrupted
 
-    monkeypatch.setitem(sys.modules, "megatron.bridge", types.SimpleNamespace(AutoBridge=Bridge(convert)))
+    monkeypatch.setitem(vars(megatron.bridge), "AutoBridge", Bridge(convert))
     root = build(tmp_path / "c")
     result = invoke("export", root, tmp_path / "hf", "--hf-model", "model")
     assert result.exit_code == 1

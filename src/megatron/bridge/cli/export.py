@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from megatron.bridge.cli.command import CHECKPOINT, TRUST, Command
+from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.terminal import folder_size, human_bytes, printable, progress, quiet
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
@@ -45,7 +46,8 @@ def command(ctx: click.Context, out: Path, hf_out: Path, hf_model: str | None, t
         _removed_on_error(partial),
         progress(terminal, f"Exporting {out}", lambda: folder_size(partial)),
     ):
-        from megatron.bridge import AutoBridge
+        with lean_imports():
+            from megatron.bridge import AutoBridge
 
         source = hf_model or _imported_from(out)
         options = {"trust_remote_code": True} if trust_remote_code else {}

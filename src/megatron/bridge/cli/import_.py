@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from megatron.bridge.cli.command import JSON, OUT, TRUST, Command
+from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.show import describe, show_flags
 from megatron.bridge.cli.terminal import folder_size, human_bytes, notes_of, progress, quiet
 from megatron.bridge.release_checkpoint.examine import examine
@@ -72,10 +73,10 @@ def command(
         notes_of("megatron.bridge.models.conversion.streaming.plan", terminal.note) as notes,
         progress(terminal, f"Importing {hf_model}", lambda: folder_size(staged), expected),
     ):
-        from megatron.bridge.cli import lean_import
+        with lean_imports():
+            import torch
 
-        AutoBridge = lean_import.auto_bridge_for(hf_model)
-        import torch
+            from megatron.bridge import AutoBridge
 
         options = {"release": release, "link_iter_0": link_iter_0}
         if dtype:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 
-_ONE_PACKAGE = threading.Lock()
+_ONE_PACKAGE = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def lazy_imports(package: str) -> Iterator[None]:
 def _submodule(package: str, name: str) -> Any:
     """Import a submodule; a name that is none is a missing attribute."""
     submodule = f"{package}.{name}"
-    if name.startswith("__") or importlib.util.find_spec(submodule) is None:
+    is_possible = not name.startswith("__") and hasattr(sys.modules[package], "__path__")
+    if not is_possible or importlib.util.find_spec(submodule) is None:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     return importlib.import_module(submodule)

@@ -2,7 +2,7 @@
 """`import megatron.bridge` imports nothing until a name is used."""
 
 from fork.change import Change
-from fork.edits import File, add_import, ifs, insert_before, wrap_imports
+from fork.edits import File, wrap_imports
 
 
 LAZY = """
@@ -12,7 +12,6 @@ from megatron.bridge.utils.lazy_imports import lazy_imports
 with lazy_imports(__name__):
     {}
 """
-REGISTRY = 'hasattr(model_bridge.get_model_bridge, "_exact_types")'
 
 change = Change(
     name="lazy-package",
@@ -27,18 +26,8 @@ used, by the module-level `__getattr__` of PEP 562.
     why="A module below megatron.bridge that needs no torch imports in milliseconds.",
     edits=[
         File("__init__.py", [wrap_imports(LAZY)]),
-        File(
-            "models/conversion/auto_bridge.py",
-            [
-                add_import("from megatron.bridge.models.conversion import families", releases=">=0.5"),
-                insert_before(
-                    "AutoBridge.list_supported_models", ifs(REGISTRY), "families.import_all()", releases=">=0.5"
-                ),
-                insert_before("AutoBridge._validate_config", ifs(REGISTRY), "families.import_all()", releases=">=0.5"),
-            ],
-        ),
     ],
-    modules=["utils/lazy_imports.py", "models/conversion/families.py"],
+    modules=["utils/lazy_imports.py"],
     problem="""\
 `python -c "import megatron.bridge"` takes ten seconds and more, whoever imports it and whatever for: the package imports
 AutoBridge with every family, and with them torch, transformers and Megatron Core. A tool that only looks at a checkpoint's
