@@ -95,7 +95,9 @@ if streaming:
 if is_piecewise(model):
     from megatron.bridge.models.conversion.streaming.dcp import StreamingSaveStrategy
 
-    save_strategy = StreamingSaveStrategy(thread_count=save_strategy.thread_count)
+    save_strategy = StreamingSaveStrategy(
+        save_strategy.backend, save_strategy.version, thread_count=save_strategy.thread_count
+    )
 """,
                 ),
                 # A model without weights has no state of ModelOpt, whose import takes a second and 100 MB.
