@@ -17,23 +17,21 @@ import page
 
 BLOCK = "releases"
 VERSIONS = ("megatron-bridge", "megatron-core", "transformers", "torch")
-CHANGES = {
-    "untrusted-checkpoints": {"refuses_code": "refuses"},
-    "release-checkpoints": {"writes_release": "layout", "loads_in_core": "loads", "trains": "trains"},
-    "conversion-without-cuda": {"exports": "exports"},
-    "streaming-import": {"streams": "streams"},
-    "requirements": {"imports": "imports"},
-    "command-line": {"inspects": "inspects"},
-    "model-files": {"keeps_files": "keeps"},
-    "export-model-files": {"gives_files_back": "files"},
-    "source-config": {"gives_config_back": "config"},
+CAPABILITIES = {
+    "installation": {"imports": "imports"},
+    "release checkpoint": {"writes_release": "layout", "loads_in_core": "loads", "trains": "trains"},
+    "export without CUDA": {"exports": "exports"},
+    "files of the model": {"keeps_files": "keeps", "gives_files_back": "files", "gives_config_back": "config"},
+    "streaming": {"streams": "streams"},
+    "code in checkpoints": {"refuses_code": "refuses"},
+    "command": {"inspects": "inspects"},
 }
-"""For each change of the stack, the stages of check.py that show it, and their names in the table."""
-HEADER = [*VERSIONS, "change", "result", "date"]
+"""For each capability of a fork build, the stages of check.py that show it, and their names in the table."""
+HEADER = [*VERSIONS, "capability", "result", "date"]
 
 
 def table(rows: list[dict], kept: Sequence[str] = ()) -> str:
-    """Return the rows as Markdown, oldest upstream version first, with a line for each change of the stack.
+    """Return the rows as Markdown, oldest upstream version first, with a line for each capability.
 
     Args:
         rows: The rows of check.py.
@@ -58,9 +56,9 @@ def _line(cells: Sequence[str]) -> str:
 def _lines(row: dict) -> list[str]:
     versions = [row["versions"][package] for package in VERSIONS]
     lines = []
-    for change, stages in CHANGES.items():
+    for capability, stages in CAPABILITIES.items():
         results = [f"{name}: {row['results'].get(stage, 'not reached')}" for stage, name in stages.items()]
-        lines.append(_line([*versions, change, "; ".join(results).replace("|", "\\|"), row["date"]]))
+        lines.append(_line([*versions, capability, "; ".join(results).replace("|", "\\|"), row["date"]]))
     return lines
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 import check
 import table
 
-from fork import stack
-
 
 VERSIONS = {"megatron-core": "0.9", "transformers": "5", "torch": "2"}
 RESULTS = {"imports": "yes", "writes_release": "fails: OSError: a | b"}
@@ -18,21 +16,21 @@ def row(release: str) -> dict:
     return {"date": "2026-11-22", "versions": {"megatron-bridge": release, **VERSIONS}, "results": RESULTS}
 
 
-def test_rows_are_in_the_order_of_releases_and_of_changes():
+def test_rows_are_in_the_order_of_versions_and_of_capabilities():
     lines = table.table([row("0.10.0"), row("0.9.1")]).splitlines()
     cells = [line.split(" | ") for line in lines[2:]]
     assert [(line[0], line[4]) for line in cells] == [
-        (release, change) for release in ("| 0.9.1", "| 0.10.0") for change in table.CHANGES
+        (version, capability) for version in ("| 0.9.1", "| 0.10.0") for capability in table.CAPABILITIES
     ]
 
 
 def test_stages_that_were_not_reached_are_said_and_bars_are_escaped():
     lines = table.table([row("0.9.1")]).splitlines()
     assert (
-        "| 0.9.1 | 0.9 | 5 | 2 | release-checkpoints | layout: fails: OSError: a \\| b; loads: not reached; "
+        "| 0.9.1 | 0.9 | 5 | 2 | release checkpoint | layout: fails: OSError: a \\| b; loads: not reached; "
         "trains: not reached | 2026-11-22 |"
     ) in lines
-    assert "| 0.9.1 | 0.9 | 5 | 2 | untrusted-checkpoints | refuses: not reached | 2026-11-22 |" in lines
+    assert "| 0.9.1 | 0.9 | 5 | 2 | code in checkpoints | refuses: not reached | 2026-11-22 |" in lines
 
 
 def test_releases_that_were_not_tried_again_stay():
@@ -50,8 +48,6 @@ def test_payload_would_run(tmp_path: Path):
     assert (tmp_path / "trace").is_dir()
 
 
-def test_every_change_of_the_stack_and_every_stage_has_its_place():
-    assert list(table.CHANGES) == [change.name for change in stack.load()]
-    assert all(table.CHANGES.values())
-    stages = [stage for stages in table.CHANGES.values() for stage in stages]
+def test_every_stage_has_its_place():
+    stages = [stage for stages in table.CAPABILITIES.values() for stage in stages]
     assert sorted(stages) == sorted(stage.__name__ for stage in check.STAGES)
