@@ -12,10 +12,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from benchmarks.shapes import Shape
 from benchmarks.weights import write_plan
 from megatron.bridge import AutoBridge
+from megatron.bridge.host.accelerator import with_process_group
 from megatron.bridge.models.conversion.streaming import execute
 from megatron.bridge.models.conversion.streaming.plan import plan_import
 from megatron.bridge.models.conversion.utils import unwrap_model
-from megatron.bridge.utils.accelerator import with_process_group
 
 
 @dataclass(frozen=True)

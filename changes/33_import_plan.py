@@ -23,5 +23,5 @@ of the Hugging Face checkpoint make which tensor of the Megatron checkpoint.
     changes=["Nothing yet: `streaming-import` uses it."],
     tested=["The parameters of a plan have the values of the checkpoint, and a model that has no plan is warned of."],
     tests={"tests/unit/bridge/test_streaming_plan.py": "models/"},
-    stands_on=["streaming-conversion", "conversion-without-cuda", "casts"],
+    stands_on=["streaming-conversion", "accelerator", "casts"],
 )

@@ -125,8 +125,9 @@ if is_piecewise(model):
         "A model that can't be streamed is imported in memory, and a warning says why.",
     ],
     tested=["What is written is what an import in memory writes, with Bridge 0.3.1 to 0.6.2 and core 0.16 to 0.19."],
-    stands_on=["import-plan", "streaming-executor", "conversion-without-cuda"],
+    stands_on=["import-plan", "streaming-executor", "in-process-save"],
     tests={
+        "tests/unit/bridge/random_models.py": "models/",
         "tests/unit/bridge/test_streaming_save.py": "models/",
         "tests/unit/bridge/test_streaming_families.py": "models/",
     },

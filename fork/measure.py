@@ -29,7 +29,6 @@ LAUNCHER = 26
 """Lines of a launcher script for a functional test."""
 MOST = 600
 TO_BE_CUT = {
-    "conversion-without-cuda": 1500,
     "command-line": 4600,
 }
 """Limits of changes that are still to be cut into smaller ones."""

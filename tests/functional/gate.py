@@ -204,8 +204,8 @@ def compute() -> None:
         cuda_emulation.install()
     import traceback
 
+    from megatron.bridge.host import accelerator
     from megatron.bridge.training import checkpointing
-    from megatron.bridge.utils import accelerator
 
     if not with_accelerator:
         # Megatron Core computes with the emulation, but Bridge must build the model for the CPU.
@@ -243,8 +243,8 @@ def computed(folder: Path) -> dict[str, float]:
     from reference import Tensors, differences
 
     from megatron.bridge import AutoBridge
+    from megatron.bridge.host import accelerator
     from megatron.bridge.training.model_load_save import temporary_distributed_context
-    from megatron.bridge.utils import accelerator
 
     print(f"\n{folder}", flush=True)
     source = folder / "hf"

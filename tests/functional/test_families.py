@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Megatron-LM takes each family of models and gives it back.
 
-What goes out and back without Megatron-LM is in tests/unit/bridge/test_conversion_without_cuda.py.
+What goes out and back without Megatron-LM is in tests/unit/host/test_conversion_without_cuda.py.
 """
 
 from pathlib import Path

@@ -6,13 +6,13 @@ import logging
 import pytest
 import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
+from random_models import FURTHER, MTP, save_random_model
 from safetensors.torch import load_file, save_file
-from test_conversion_without_cuda import FAMILIES, FURTHER, MTP, save_random_model
-from tiny_models import weights
+from tiny_models import FAMILIES, weights
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.host import accelerator
 from megatron.bridge.models.conversion.streaming import plan
-from megatron.bridge.utils import accelerator
 
 
 pytestmark = pytest.mark.skipif(

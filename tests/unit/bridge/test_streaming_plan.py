@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from tiny_models import save_hf_model
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.host.accelerator import with_process_group
 from megatron.bridge.models.conversion import model_bridge
 from megatron.bridge.models.conversion.streaming.plan import plan_import
 from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor, is_piecewise
-from megatron.bridge.utils.accelerator import with_process_group
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from safetensors.torch import load_file, save_file
 
-from megatron.bridge.training import transformer_engine_layout
+from megatron.bridge.training import checkpointing
 
 
 # A dense model, and one with latent attention, dense layers before those with experts, and multi-token prediction.
@@ -35,7 +35,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, load_families.Ro
     folder = tmp_path_factory.mktemp("releases")
     folders = [load_families.import_model(folder / family, family) for family in FAMILIES]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer_engine_layout, "with_transformer_engine_keys", lambda state_dict: state_dict)
+        patch.setattr(checkpointing, "with_transformer_engine_keys", lambda state_dict: state_dict)
         folders.append(load_families.import_model(folder / "lacking", "qwen3-moe"))
     folders.append(shutil.copytree(folder / "llama-3", folder / "changed"))
     weights = folder / "changed" / "hf" / "model.safetensors"

@@ -22,12 +22,12 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from megatron.bridge.host.saving import InProcessSaveStrategy
 from megatron.bridge.models.conversion import casts
 from megatron.bridge.models.conversion.hf_checkpoint import is_finite, warn_of_non_finite
 from megatron.bridge.models.conversion.streaming import execute
 from megatron.bridge.models.conversion.streaming.archive import Archive
 from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
-from megatron.bridge.training.in_process_save import InProcessSaveStrategy
 
 
 class StreamingSaveStrategy(InProcessSaveStrategy):

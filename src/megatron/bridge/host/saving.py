@@ -13,24 +13,26 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.msc_utils import MultiStorageClientFeature
 
-from megatron.bridge.utils import accelerator
+from megatron.bridge.host import accelerator
+
+
+__all__ = ["InProcessSaveStrategy", "strategy_for_this_host"]
 
 
 class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
-    """Megatron Core's `torch_dist` format, written by PyTorch's own file system writer.
+    """Writes Megatron Core's `torch_dist` format with PyTorch's file system writer.
 
-    Megatron Core writes through its asynchronous writer even when it saves synchronously. That writer synchronizes
-    CUDA devices and starts a process for its results queue (core 0.19, dist_checkpointing/strategies/
-    filesystem_async.py), which a script without a `__main__` guard can't do. PyTorch's writer does neither; the files
-    are the same.
+    Megatron Core uses its asynchronous writer for synchronous saves, too. That writer synchronizes CUDA devices and
+    starts a process (core 0.19, dist_checkpointing/strategies/filesystem_async.py), which a script without a
+    `__main__` guard can't do. PyTorch's writer does neither, and its files are the same.
     """
 
     def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
-        """Writes `sharded_state_dict`; all ranks call this.
+        """Writes `sharded_state_dict`. All ranks must call this.
 
         Args:
-            sharded_state_dict: the state dict, its factories applied.
-            checkpoint_dir: an existing folder, or a MultiStorageClient URL.
+            sharded_state_dict: The state dict, with its factories applied.
+            checkpoint_dir: An existing folder, or a MultiStorageClient URL.
         """
         flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
         dcp.save(
@@ -51,8 +53,8 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         return dcp.FileSystemWriter(checkpoint_dir, thread_count=self.thread_count)
 
 
-def for_this_host(strategy: TorchDistSaveShardedStrategy) -> TorchDistSaveShardedStrategy:
-    """Returns `strategy` itself on a host with an accelerator, otherwise one of its kind that saves in-process."""
+def strategy_for_this_host(strategy: TorchDistSaveShardedStrategy) -> TorchDistSaveShardedStrategy:
+    """Returns `strategy`, or an in-process strategy with the same settings on a host without an accelerator."""
     if accelerator.is_available():
         return strategy
     return InProcessSaveStrategy(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a model that hold only on the host that converts it.
+"""Model settings that hold only on the host that converts the model.
 
-Megatron Core refuses to build some models where Transformer Engine, Apex or an accelerator is missing, though their
-weights can be converted there. `adapt` sets such a model up for the host and remembers what it replaced; `as_recorded`
-gives the settings back, so that a checkpoint says how the model trains, not where it was converted.
+Megatron Core refuses to build some models without Transformer Engine, Apex, or an accelerator, although their weights
+can be converted. `adapt_to_host` changes such settings and remembers the old values. `as_recorded` restores them, so
+that a checkpoint records how the model trains, and not where it was converted.
 """
 
 import copy
@@ -11,17 +11,19 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron.bridge.utils import accelerator, fusions
+from megatron.bridge.host import accelerator
+from megatron.bridge.utils import fusions
 
 
-# What Megatron Core refuses, or its layers without Transformer Engine can't do, and the value that they can
-# (core 0.19: transformer/transformer_config.py, TransformerConfig.__post_init__; transformer/torch_norm.py,
-# WrappedTorchNorm; tensor_parallel/layers.py, ColumnParallelLinear.__init__).
+__all__ = ["adapt_to_host", "as_recorded", "local_layer_spec"]
+
+# Megatron Core, or its layers without Transformer Engine, support only these values (core 0.19:
+# transformer/transformer_config.py, TransformerConfig.__post_init__; transformer/torch_norm.py, WrappedTorchNorm;
+# tensor_parallel/layers.py, ColumnParallelLinear.__init__).
 _WITHOUT_TRANSFORMER_ENGINE = {
     "apply_rope_fusion": False,
     "cuda_graph_impl": "none",
@@ -31,7 +33,7 @@ _WITHOUT_TRANSFORMER_ENGINE = {
     "fp8_param": False,
     "fused_residual_rmsnorm": False,
     "gradient_accumulation_fusion": False,
-    # Decides what the norms compute, not what they hold.
+    # Changes what a norm computes, but not its weights.
     "layernorm_zero_centered_gamma": False,
     "moe_permute_fusion": False,
     "moe_router_fusion": False,
@@ -43,9 +45,9 @@ _WITHOUT_TRANSFORMER_ENGINE = {
     "use_transformer_engine_full_layer_spec": False,
     "use_transformer_engine_op_fuser": False,
 }
-# These make CUDA streams when the model is built (core 0.19, transformer/moe: shared_experts.py,
-# SharedExpertMLP.__init__; token_dispatcher.py, MoEAlltoAllTokenDispatcher.__init__), and the all-gather dispatcher
-# takes no variable lengths.
+# Other values create CUDA streams when the model is built (core 0.19, transformer/moe: shared_experts.py,
+# SharedExpertMLP.__init__; token_dispatcher.py, MoEAlltoAllTokenDispatcher.__init__). The all-gather dispatcher
+# doesn't support variable sequence lengths.
 _WITHOUT_ACCELERATOR = {
     "moe_shared_expert_overlap": False,
     "moe_token_dispatcher_type": "allgather",
@@ -53,41 +55,39 @@ _WITHOUT_ACCELERATOR = {
     "use_cpu_initialization": True,
     "variable_seq_lengths": False,
 }
-# Makes buffers there that no checkpoint has (core 0.19, transformer/moe/router.py, TopKRouter.__init__).
+# Creates CUDA buffers that no checkpoint has (core 0.19, transformer/moe/router.py, TopKRouter.__init__).
 _GLOBAL_AUX_LOSS = "global_aux_loss"
 _REPLACED = "_replaced_on_this_host"
 
 
-def adapt(config: Any) -> None:
-    """Sets what this host lacks the means for to what it can do, and remembers the values that it replaces.
-
-    Does nothing on a host that has Transformer Engine and an accelerator.
+def adapt_to_host(config: Any) -> None:
+    """Replaces settings that this host doesn't support, and remembers the old values.
 
     Args:
-        config: a model provider or transformer config, before Megatron Core's `__post_init__` checks it.
+        config: A model provider or transformer config, before Megatron Core's `__post_init__` validates it.
     """
-    for name, value in _settings(config).items():
+    for name, value in _unsupported_settings(config).items():
         if getattr(config, name, value) != value:
-            _replaced(config)[name] = getattr(config, name)
+            vars(config).setdefault(_REPLACED, {})[name] = getattr(config, name)
             setattr(config, name, value)
     spec = getattr(config, "transformer_layer_spec", None)
-    if not HAVE_TE and _uses_transformer_engine(spec, True):
+    if not HAVE_TE and _asks_for_transformer_engine(spec, True):
         config.transformer_layer_spec = partial(spec, use_transformer_engine=False)
 
 
 def as_recorded(config: Any) -> Any:
-    """Returns `config` as a host with Transformer Engine and an accelerator would have it: what a checkpoint records.
+    """Returns the settings that a host with Transformer Engine and an accelerator would have.
 
     Args:
-        config: a model provider, which is not changed.
+        config: A model provider. It isn't changed.
 
     Returns:
-        `config` itself where nothing differs, otherwise a shallow copy.
+        `config` itself if nothing was replaced, otherwise a shallow copy.
     """
     recorded = dict(vars(config).get(_REPLACED, {}))
     if not HAVE_TE:
         spec = getattr(config, "transformer_layer_spec", None)
-        if _uses_transformer_engine(spec, False):
+        if _asks_for_transformer_engine(spec, False):
             recorded["transformer_layer_spec"] = partial(spec, use_transformer_engine=True)
         if _fusion_was_detected(config):
             recorded["gradient_accumulation_fusion"] = True
@@ -100,10 +100,10 @@ def as_recorded(config: Any) -> Any:
 
 
 def local_layer_spec(config: Any) -> ModuleSpec:
-    """Returns the spec of a decoder layer from Megatron Core's own modules, for a host without Transformer Engine.
+    """Returns the spec of a decoder layer that consists of Megatron Core's own modules.
 
     Args:
-        config: a `GPTModelProvider`, dense or mixture-of-experts, with or without multi-latent attention.
+        config: A `GPTModelProvider`.
     """
     return get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts,
@@ -115,26 +115,7 @@ def local_layer_spec(config: Any) -> ModuleSpec:
     )
 
 
-def seed(value: int, **kwargs: Any) -> None:
-    """Seeds the weights of a model that is built on this host.
-
-    Megatron Core's generators live on the accelerator; without one it draws weights from PyTorch's own generator, the
-    same full matrix on every tensor-parallel rank (core 0.19, tensor_parallel/layers.py,
-    _initialize_affine_weight_cpu).
-
-    Args:
-        value: the seed.
-        **kwargs: what `model_parallel_cuda_manual_seed` takes beside it.
-    """
-    if accelerator.is_available():
-        from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-        model_parallel_cuda_manual_seed(value, **kwargs)
-    else:
-        torch.manual_seed(value)
-
-
-def _settings(config: Any) -> dict[str, Any]:
+def _unsupported_settings(config: Any) -> dict[str, Any]:
     settings = {}
     if not HAVE_TE:
         settings |= _WITHOUT_TRANSFORMER_ENGINE
@@ -145,16 +126,12 @@ def _settings(config: Any) -> dict[str, Any]:
     return settings
 
 
-def _replaced(config: Any) -> dict[str, Any]:
-    return vars(config).setdefault(_REPLACED, {})
-
-
-def _uses_transformer_engine(spec: Any, value: bool) -> bool:
+def _asks_for_transformer_engine(spec: Any, value: bool) -> bool:
     return isinstance(spec, partial) and spec.keywords.get("use_transformer_engine") is value
 
 
 def _fusion_was_detected(config: Any) -> bool:
-    """Whether gradient accumulation fusion is off only because this host was asked what it can fuse."""
+    """Whether gradient accumulation fusion is off only because the default was computed on this host."""
     if not dataclasses.is_dataclass(config) or getattr(config, "gradient_accumulation_fusion", True):
         return False
     defaults = {field.name: field.default_factory for field in dataclasses.fields(config)}

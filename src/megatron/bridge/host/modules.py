@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules of Megatron Core that a host without an accelerator or Transformer Engine can't make, whatever their config.
+"""Lets Megatron Core build modules that it ties to CUDA or Transformer Engine.
 
-Core 0.19 places four things on the current CUDA device: the expert bias of a mixture-of-experts router
-(transformer/moe/router.py, TopKRouter.__init__), the rotary embedding of multi-latent attention
-(transformer/multi_latent_attention.py, MultiLatentAttention.__init__), the cache of YaRN's embedding
-(models/common/embeddings/yarn_rotary_pos_embedding.py, YarnRotaryEmbedding.__init__) and an embedding that pipeline
-stages share (models/common/language_module/language_module.py, LanguageModule.setup_embeddings_and_output_layer). And
-multi-latent attention passes its own attention arguments that only Transformer Engine's takes
-(transformer/dot_product_attention.py, DotProductAttention.__init__). Megatron-LM's pull request 6270 is to teach Core
-itself; a Core that has it needs nothing of this.
+Core 0.19 places four things on the current CUDA device:
+
+- the expert bias of a mixture-of-experts router: transformer/moe/router.py, TopKRouter.__init__
+- the rotary embedding of multi-latent attention: transformer/multi_latent_attention.py, MultiLatentAttention.__init__
+- the cache of YaRN's embedding: models/common/embeddings/yarn_rotary_pos_embedding.py, YarnRotaryEmbedding.__init__
+- an embedding that pipeline stages share: models/common/language_module/language_module.py,
+  LanguageModule.setup_embeddings_and_output_layer
+
+Multi-latent attention also passes arguments that only Transformer Engine's attention accepts
+(transformer/dot_product_attention.py, DotProductAttention.__init__). Megatron-LM's pull request 6270 changes Core; a
+Core with that change doesn't need this module.
 """
 
 import copy
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,23 +31,15 @@ from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron.bridge.utils import accelerator
+from megatron.bridge.host import accelerator
 
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# How an error looks whose cause is a package or a device that is not there. Megatron Core puts None, or a
-# mock that ends in StopIteration, in the place of what it could not import.
-_LACKING = re.compile(
-    r"No module named|not installed|[Pp]lease install|'NoneType' object|CUDA|NVIDIA driver|"
-    r"Transformer Engine|TESpecProvider|\bTE\b|torch LayerNorm"
-)
+__all__ = ["building_on_this_host"]
 
 
 @contextmanager
 def building_on_this_host() -> Iterator[None]:
-    """Lets Megatron Core make a model within it; does nothing on a host with an accelerator and Transformer Engine."""
+    """Changes Megatron Core so that a model can be built on this host, and restores it afterwards."""
     with ExitStack() as stack:
 
         def substitute(owner: Any, name: str, new: Any) -> None:
@@ -58,7 +52,7 @@ def building_on_this_host() -> Iterator[None]:
             for embedding in (RotaryEmbedding, YarnRotaryEmbedding):
                 substitute(multi_latent_attention, embedding.__name__, partial(embedding, use_cpu_initialization=True))
         if not HAVE_TE:
-            # Core tells Transformer Engine by NVTE_* which attention a model wants, then refuses what wants another.
+            # Core sets NVTE_* variables for the model's attention, and refuses a later model that needs other values.
             stack.callback(_restore_environment, dict(os.environ))
             substitute(DotProductAttention, "__init__", _without_device(DotProductAttention.__init__))
         yield
@@ -66,7 +60,7 @@ def building_on_this_host() -> Iterator[None]:
 
 @contextmanager
 def _substituted(owner: Any, name: str, new: Any) -> Iterator[None]:
-    """Puts `new` in the place of an attribute of a class or module within it."""
+    """Replaces an attribute of a class or module inside the context."""
     old = getattr(owner, name)
     setattr(owner, name, new)
     try:
@@ -82,7 +76,7 @@ def _restore_environment(before: dict[str, str]) -> None:
 
 
 def _with_expert_bias_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
-    """Returns `TopKRouter.__init__` that makes the expert bias, float32 of shape [num_moe_experts], on the CPU."""
+    """Returns a `TopKRouter.__init__` that creates the expert bias, float32 of shape [num_moe_experts], on the CPU."""
 
     @wraps(init)
     def wrapper(self: TopKRouter, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
@@ -100,14 +94,14 @@ def _with_expert_bias_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _leave_cache_empty(self: YarnRotaryEmbedding, seq_len: int, offset: int, dtype: torch.dtype) -> None:
-    """Marks the cache as holding no position, so that the first read of it makes it."""
+    """Marks the cache as empty, so that the first read fills it."""
     self.max_seq_len_cached = 0
 
 
 def _setup_shared_embedding_on_cpu(
     self: LanguageModule, setup: Callable[[LanguageModule], None] = LanguageModule.setup_embeddings_and_output_layer
 ) -> None:
-    """Does what Megatron Core does, but adds up the copies of the first and the last stage on the CPU."""
+    """Does what Megatron Core does, but reduces the embedding of the first and last stage on the CPU."""
     with _substituted(LanguageModule, "_is_in_embd_group", lambda self: False):
         setup(self)
     is_shared = self.share_embeddings_and_output_weights or getattr(self.config, "mtp_num_layers", 0)
@@ -122,9 +116,9 @@ def _setup_shared_embedding_on_cpu(
 
 
 def _without_device(init: Callable[..., None]) -> Callable[..., None]:
-    """Returns `DotProductAttention.__init__` that makes its softmax offset, one value a head, on the default device.
+    """Returns a `DotProductAttention.__init__` that creates the softmax offset, one value per head, on the CPU.
 
-    It takes the head sizes that multi-latent attention gives, too; no weight depends on them.
+    It also accepts the head sizes that multi-latent attention passes. No weight depends on them.
     """
 
     @wraps(init)
@@ -145,36 +139,3 @@ def _without_device(init: Callable[..., None]) -> Callable[..., None]:
             self.softmax_offset = torch.nn.Parameter(offset) if config.softmax_type == "learnable" else offset
 
     return wrapper
-
-
-def explain_missing(convert: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Makes a method of `AutoBridge` say that this host can't convert the model, where that is why it fails.
-
-    Raises:
-        RuntimeError: the model needs what this host does not have; the error that says so is its cause.
-    """
-
-    @wraps(convert)
-    def wrapper(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return convert(self, *args, **kwargs)
-        except Exception as error:
-            missing = _missing_here()
-            if not missing or not (isinstance(error, ImportError | StopIteration) or _LACKING.search(str(error))):
-                raise
-            architecture = self._causal_lm_architecture
-            raise RuntimeError(
-                f"{getattr(architecture, '__name__', architecture)} can't be converted on this host, which has no "
-                f"{' and no '.join(missing)}: {_first_line(error)}; convert it where what it needs is there"
-            ) from error
-
-    return wrapper
-
-
-def _missing_here() -> list[str]:
-    present = {"Transformer Engine": HAVE_TE, "accelerator": accelerator.is_available()}
-    return [name for name, is_present in present.items() if not is_present]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Import and export on a host without an accelerator and Transformer Engine."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,51 +12,27 @@ import yaml
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.extensions.transformer_engine import HAVE_TE
-from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, save_hf_model, weights
-from transformers import AutoConfig, MixtralConfig
+from random_models import FURTHER, MTP, save_random_model
+from safetensors.torch import load_file
+from tiny_models import FAMILIES, weights
+from transformers import MixtralConfig
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.host import accelerator
+from megatron.bridge.host.layout import with_transformer_engine_keys
+from megatron.bridge.host.saving import strategy_for_this_host
+from megatron.bridge.host.settings import as_recorded
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.peft.lora import LoRA
-from megatron.bridge.training import checkpointing, in_process_save, model_load_save
-from megatron.bridge.training.transformer_engine_layout import with_transformer_engine_keys
-from megatron.bridge.utils import accelerator, host_settings
+from megatron.bridge.training import checkpointing, model_load_save
 
 
 pytestmark = pytest.mark.skipif(
     accelerator.is_available() or HAVE_TE, reason="shows what happens without an accelerator and Transformer Engine"
 )
 
-MTP = "deepseek-v3-mtp"
 # Families that differ in what Transformer Engine fuses.
 LAYOUTS = ("llama-3", "qwen3", "qwen3-moe", "deepseek-v3", MTP)
-
-# Families whose layers differ from those above: zero-centered norms, norms with a bias, attention sinks, experts that
-# Bridge maps for Transformer Engine's layers only.
-FURTHER = {
-    "gemma": ("GemmaConfig", "GemmaForCausalLM", {"head_dim": 16}),
-    "nemotron": ("NemotronConfig", "NemotronForCausalLM", {"head_dim": 16}),
-    "gpt-oss": (
-        "GptOssConfig",
-        "GptOssForCausalLM",
-        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32},
-    ),
-    "glm-4.5": (
-        "Glm4MoeConfig",
-        "Glm4MoeForCausalLM",
-        {
-            "head_dim": 16,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "first_k_dense_replace": 1,
-            "n_group": 1,
-            "topk_group": 1,
-            "num_nextn_predict_layers": 0,
-        },
-    ),
-}
 
 CONVERT = """
 import sys
@@ -107,39 +82,6 @@ for size, hf, out in (each.split(",") for each in sys.argv[1:]):
     parallel_state.destroy_model_parallel()
 torch.distributed.destroy_process_group()
 """
-
-
-def save_random_model(folder, family, dtype=torch.bfloat16):
-    """A checkpoint in which no tensor is what a fresh model holds: norms and router biases are random, too."""
-    save_hf_model(folder, family.removesuffix("-mtp"))
-    names_and_shapes = {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()}
-    if family == MTP:
-        names_and_shapes |= _add_multi_token_prediction(folder, names_and_shapes)
-    torch.manual_seed(1)
-    tensors = {
-        # Hugging Face keeps this one in float32, and so does Megatron.
-        name: torch.randn(shape, dtype=torch.float32 if name.endswith("e_score_correction_bias") else dtype)
-        for name, shape in names_and_shapes.items()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _change_config(folder, dtype=str(dtype).removeprefix("torch."))
-    return folder
-
-
-def _add_multi_token_prediction(folder, shapes):
-    config = AutoConfig.from_pretrained(folder)
-    _change_config(folder, num_nextn_predict_layers=1)
-    last, new = (f"model.layers.{config.num_hidden_layers - offset}." for offset in (1, 0))
-    size = config.hidden_size
-    own = {"enorm": (size,), "hnorm": (size,), "eh_proj": (size, 2 * size), "shared_head.norm": (size,)}
-    return {new + name.removeprefix(last): shape for name, shape in shapes.items() if name.startswith(last)} | {
-        f"{new}{name}.weight": shape for name, shape in own.items()
-    }
-
-
-def _change_config(folder, **values):
-    path = Path(folder, "config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def tensors_of(folder):
@@ -217,7 +159,7 @@ def test_adapters_are_exported(imported, tmp_path):
             checkpointing._generate_model_state_dict(model, {}), lora
         )
         (tmp_path / "peft").mkdir()
-        strategy = in_process_save.for_this_host(TorchDistSaveShardedStrategy())
+        strategy = strategy_for_this_host(TorchDistSaveShardedStrategy())
         dist_checkpointing.save(state_dict, str(tmp_path / "peft"), strategy)
     run_config = {"peft": {"_target_": "megatron.bridge.peft.lora.LoRA", **settings}}
     (tmp_path / "peft" / "run_config.yaml").write_text(yaml.safe_dump(run_config))
@@ -322,7 +264,7 @@ def test_run_config_says_how_the_model_trains_not_where_it_was_converted(importe
 def test_what_the_host_lacks_is_put_back_in_a_copy_only():
     provider = GPTModelProvider(num_layers=2, hidden_size=64, num_attention_heads=4, apply_rope_fusion=True)
     provider.finalize()
-    recorded = host_settings.as_recorded(provider)
+    recorded = as_recorded(provider)
     assert (provider.apply_rope_fusion, recorded.apply_rope_fusion) == (False, True)
     assert (provider.use_cpu_initialization, recorded.use_cpu_initialization) == (True, False)
 
@@ -331,7 +273,7 @@ def test_a_setting_of_the_user_is_recorded_as_it_is():
     provider = GPTModelProvider(num_layers=2, hidden_size=64, num_attention_heads=4, apply_rope_fusion=False)
     provider.finalize()
     provider.finalize()
-    assert host_settings.as_recorded(provider).apply_rope_fusion is False
+    assert as_recorded(provider).apply_rope_fusion is False
 
 
 def test_models_with_transformer_engine_load_what_was_converted_without_it(imported, tmp_path):

@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host needs to convert checkpoints without an accelerator or without Transformer Engine.
+
+On a host that has both, nothing in this package changes what Megatron Bridge does.
+"""
