@@ -68,10 +68,10 @@ def _is_grouped(config: Any) -> bool:
     return _query_groups(config) != config.num_attention_heads and not getattr(config, "multi_latent_attention", False)
 
 
-def _rotary_base(config: Any) -> float | int | None:
-    # The flag takes whole numbers only.
-    base = getattr(config, "rotary_base", None)
-    return int(base) if base is not None and float(base).is_integer() else base
+def _whole(field: str, config: Any) -> float | int | None:
+    # Some flags take whole numbers only.
+    value = getattr(config, field, None)
+    return int(value) if value is not None and float(value).is_integer() else value
 
 
 def _embedding_rows(config: Any) -> int | None:
@@ -102,7 +102,7 @@ READ = (
     Arg("max_position_embeddings", "seq_length"),
     Arg("padded_vocab_size", _embedding_rows),
     Arg("position_embedding_type"),
-    Arg("rotary_base", _rotary_base),
+    Arg("rotary_base", partial(_whole, "rotary_base")),
     Arg("rotary_percent"),
     _true("rotary_interleaved"),
     Arg("add_bias_linear", flag="--disable-bias-linear", when="false"),
@@ -131,10 +131,11 @@ NEVER_READ = (
     _true("qk_layernorm"),
     _true("qk_l2_norm"),
     _true("attention_softmax_in_fp32"),
-    *_all("window_size", "window_attn_skip_freq"),
+    *_all("window_size", "window_attn_skip_freq", "no_rope_freq", "activation_func_clamp_value"),
     Arg("softmax_type", default="vanilla"),
-    Arg("no_rope_freq"),
     _true("quick_geglu", _gated("quick_gelu")),
+    Arg("glu_linear_offset", default=0.0),
+    Arg("rotary_seq_len_interpolation_factor", partial(_whole, "seq_len_interpolation_factor")),
     _true("use_rope_scaling", lambda config: bool(getattr(config, "rope_scaling", False))),
     Arg("rope_scaling_factor", only_with="use_rope_scaling"),
     _true("multi_latent_attention"),
@@ -149,8 +150,7 @@ NEVER_READ = (
     Arg("moe_router_load_balancing_type", default="aux_loss"),
     Arg("moe_aux_loss_coeff", default=0.0),
     _true("moe_shared_expert_gate"),
-    _true("fp16"),
-    _true("bf16"),
+    *map(_true, ("fp16", "bf16")),
 )
 
 # These have no flag, or one that a training chooses for itself.

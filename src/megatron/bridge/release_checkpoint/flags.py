@@ -68,6 +68,12 @@ def _warn_of_differences(args: Namespace) -> None:
         for name, fixed in _FIXED.items():
             if getattr(args, name, fixed) != fixed:
                 logger.warning("Megatron-LM has no flag for %s=%s and uses %s", name, getattr(args, name), fixed)
+    if isinstance(factor := getattr(args, "rotary_seq_len_interpolation_factor", None), float):
+        logger.warning(
+            "Megatron-LM's --rotary-seq-len-interpolation-factor takes whole numbers, the model has %s: pass "
+            "seq_len_interpolation_factor to GPTModel in its gpt_builders.py",
+            factor,
+        )
     factor = getattr(args, "rope_scaling_factor", None)
     if getattr(args, "use_rope_scaling", False) and factor not in (None, _BUILT_ROPE_SCALING_FACTOR):
         logger.warning(
