@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""import_ckpt refuses a config.json that changes what the model computes and that Bridge's model doesn't follow."""
+
+from fork.change import Change
+from fork.edits import File, call, insert_before
+
+
+change = Change(
+    name="config-check",
+    message="""\
+feat(ckpt)!: refuse a config.json that the imported model doesn't follow
+
+import_ckpt ended with exit code 0 and another model where config.json had
+biases, activations, routers or tied heads that a provider leaves out.
+
+Compare the effective config, as transformers has loaded it, with the
+provider key by key. A table for each family says which keys are carried,
+which have to have a value, and which mean nothing; RoPE is compared number
+by number. What differs is an error of one line, or a warning with
+strict=False. A family without a table is imported with a warning.
+""",
+    why="An import follows every key of config.json that changes what the model computes, or says which it doesn't.",
+    edits=[
+        File(
+            "models/conversion/auto_bridge.py",
+            [
+                insert_before(
+                    "AutoBridge.import_ckpt",
+                    call("accounting.set_strict"),
+                    "from megatron.bridge.models.conversion.config_check import check_config\n"
+                    "\n"
+                    "check_config(bridge, strict)\n",
+                ),
+            ],
+        ),
+    ],
+    modules=["models/conversion/config_check.py", "models/conversion/config_keys.py"],
+    problem=(
+        "`AutoBridge.import_ckpt` of a Qwen3 with `attention_bias` leaves the biases out and ends without an error; the "
+        "logits are off by more than their size."
+    ),
+    changes=[
+        "`import_ckpt` refuses a config.json with a key that changes the model's function and that Bridge's model doesn't "
+        "have; `strict=False` makes it a warning.",
+        "A family whose keys nobody has compared is imported with a warning.",
+    ],
+    unchanged=["The configs of published models are imported."],
+    tested=["A hundred variants of 14 families, with Megatron-LM's logits beside transformers'."],
+    tests={"tests/unit/bridge/test_config_check.py": "models/test_config_check.py"},
+    limit=600,
+    limit_reason="config_keys.py is a table of 14 families' keys, and means nothing without the check that reads it.",
+    stands_on=["accounting", "rope-and-windows"],
+)

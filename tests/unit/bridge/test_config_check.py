@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config.json that changes what the model computes is followed, or refused by name."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from megatron.bridge import AutoBridge
+from megatron.bridge.models.conversion.config_check import check_config
+from megatron.bridge.models.conversion.config_keys import COMPARED, FAMILIES, WITHOUT_MEANING
+
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 384,
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ROUTED = EXPERTS | {"n_routed_experts": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+CONFIGS = {
+    "Llama": {"model_type": "llama"},
+    "Mistral": {"model_type": "mistral", "sliding_window": None},
+    "Qwen3Moe": {"model_type": "qwen3_moe", **EXPERTS, "num_experts": 8, "norm_topk_prob": True},
+    "DeepseekV3": {"model_type": "deepseek_v3", **ROUTED},
+    "Glm4Moe": {"model_type": "glm4_moe", **ROUTED},
+    "GptOss": {"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2},
+    "Olmoe": {"model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 2},
+}
+
+
+def bridge(folder: Path, name: str, **changes: Any) -> AutoBridge:
+    """Return the bridge of a small config, with changes."""
+    config = {"architectures": [f"{name}ForCausalLM"], **SIZES, **CONFIGS[name], **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    return AutoBridge.from_hf_config(transformers.AutoConfig.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_plain_config_is_taken(tmp_path: Path, name: str) -> None:
+    """A config without anything of these passes."""
+    check_config(bridge(tmp_path, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("Llama", {"attention_bias": True}, "attention_bias is True"),
+        ("Llama", {"mlp_bias": True}, "mlp_bias is True"),
+        ("Llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic', which changes with"),
+        ("Mistral", {"hidden_act": "gelu"}, "hidden_act is 'gelu', Bridge's model has silu"),
+        ("Qwen3Moe", {"decoder_sparse_step": 2}, "layers with experts"),
+        ("Qwen3Moe", {"mlp_only_layers": [3]}, "layers with experts"),
+        ("DeepseekV3", {"norm_topk_prob": False}, "norm_topk_prob is False, expected True"),
+        ("DeepseekV3", {"scoring_func": "softmax"}, "scoring_func is 'softmax', expected 'sigmoid'"),
+        ("Glm4Moe", {"tie_word_embeddings": True}, "tie_word_embeddings is True, Bridge's model has False"),
+        ("GptOss", {"attention_bias": False}, "attention_bias is False, expected True"),
+        ("Olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0, expected None"),
+    ],
+)
+def test_another_model_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, changes: dict[str, Any], words: str
+) -> None:
+    """The error is one line that names key and value; `strict=False` warns in the same words."""
+    refused = bridge(tmp_path, name, **changes)
+    with pytest.raises(ValueError, match="Megatron Core would compute another model") as error:
+        check_config(refused)
+    assert words in str(error.value) and "\n" not in str(error.value)
+    check_config(refused, strict=False)
+    assert words in caplog.text
+
+
+def test_key_that_a_newer_transformers_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key of the config class that no table knows has to be at its default."""
+    monkeypatch.setattr(
+        "megatron.bridge.models.conversion.config_check._read", lambda kind: {"logit_cap", "hidden_act"}
+    )
+    with pytest.raises(ValueError, match="logit_cap is 30.0, and nothing carries it"):
+        check_config(bridge(tmp_path, "Llama", logit_cap=30.0))
+
+
+def test_vendors_key_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What transformers doesn't read changes nothing."""
+    check_config(bridge(tmp_path, "Llama", unsloth_fixed=True))
+    assert "unsloth_fixed" not in caplog.text
+
+
+def test_family_without_table_is_not_proved(caplog: pytest.LogCaptureFixture) -> None:
+    """It is imported, with a warning."""
+    config = transformers.PretrainedConfig(architectures=["OtherForCausalLM"])
+    config.model_type = "other"
+    other = type("Bridge", (), {"hf_pretrained": type("Model", (), {"config": config})})
+    with caplog.at_level(logging.WARNING):
+        check_config(other)
+    assert "other is not proved" in caplog.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_is_in_one_column(family: str) -> None:
+    """No key means two things."""
+    keys = FAMILIES[family]
+    carried = [*keys.same, *keys.opposite, *keys.products]
+    assert len(carried) == len(set(carried))
+    # A number of experts may be carried, and one of them refused.
+    assert not set(keys.only) & {*carried, *WITHOUT_MEANING, *COMPARED}
+    assert not set(carried) & WITHOUT_MEANING
