@@ -174,6 +174,13 @@ def functional(session: nox.Session, *options: str) -> None:
     _pytest(session, ["tests/functional"], *options, *taken)
 
 
+@nox.session(python=PYTHON, requires=["build"])
+def variants(session: nox.Session) -> None:
+    """Import every variant of a config, and compare Megatron-LM's logits with transformers': `-- -k yarn`."""
+    _install_patched(session)
+    _pytest(session, ["tests/functional/test_variants.py"], "--platform=cpu", "--variants")
+
+
 def _functional_on(platform: str) -> None:
     @nox.session(
         python=PYTHON, requires=functional.requires, name=f"functional({platform})", venv_params=functional.venv_params

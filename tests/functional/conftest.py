@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--platform", choices=list(platforms.PLATFORMS), help="require this platform; default: the one that is found"
     )
     group.addoption("--all", action="store_true", help="run every row; default: the default set")
+    group.addoption("--variants", action="store_true", help="every variant of a config, not only a dozen")
     group.addoption("--row", action="append", metavar="NAME", help="run only this row; can be repeated")
     group.addoption("--megatron-lm", type=Path, metavar="DIR", help="train with this checkout's pretrain_gpt.py --sft")
     group.addoption("--primus", type=Path, metavar="DIR", help="run the hook of this checkout of Primus")

@@ -6,6 +6,7 @@ A family is a row: the class of its configuration in transformers, and the value
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,11 @@ CONVERTED = FAMILIES | {family.name: family for family in _FURTHER}
 
 
 def make_model(
-    folder: Path, family: str | Family = "llama-3", dtype: torch.dtype = torch.float32, **changes: Any
+    folder: Path,
+    family: str | Family = "llama-3",
+    dtype: torch.dtype = torch.float32,
+    prepare: Callable[[torch.nn.Module], None] = lambda model: None,
+    **changes: Any,
 ) -> Path:
     """Write a tiny random checkpoint of a family, with a tokenizer and a chat template.
 
@@ -194,6 +199,7 @@ def make_model(
         folder: The folder of the checkpoint.
         family: A key of `CONVERTED`, or another family.
         dtype: The dtype of the stored weights.
+        prepare: Changes the weights before they are stored.
         **changes: Values of the configuration that override the family's own.
 
     Returns:
@@ -210,6 +216,7 @@ def make_model(
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _disturb(model)
+    prepare(model)
     model.to(dtype)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
