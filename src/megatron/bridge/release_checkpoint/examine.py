@@ -16,7 +16,6 @@ from megatron.bridge.release_checkpoint.layout import (
     TRACKER,
     is_link_to_release,
     is_payload,
-    iteration_name,
 )
 from megatron.bridge.release_checkpoint.payload import Payload, examine_payload, is_legacy
 
@@ -118,7 +117,7 @@ def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
         if found.tracker == RELEASE:
             found.named = RELEASE
         elif re.fullmatch(r"[0-9]{1,18}", found.tracker):
-            found.named = iteration_name(int(found.tracker))
+            found.named = f"iter_{int(found.tracker):07d}"
     # If iter_0000000 is a link, a tracker that says 0 leads to the release.
     candidates = [found.named, RELEASE, *reversed([name for name in found.folders if _is_iteration(name)]), REPLACED]
     there = [name for name in candidates if name and (name in found.folders or name in found.leftovers)]
