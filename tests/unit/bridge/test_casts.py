@@ -33,7 +33,7 @@ def test_a_cast_that_nobody_asked_for_is_told(hf, tmp_path, caplog, streaming):
     rewrite(hf, dict, dtype="bfloat16")
     AutoBridge.import_ckpt(hf, tmp_path / "out", streaming=streaming)
     told = [record.getMessage() for record in caplog.records if record.module == "casts"]
-    assert told == [f"cast from torch.float32 to torch.bfloat16, the dtype of the model's config: '{NORM}'"]
+    assert told == [f"cast from torch.float32 to torch.bfloat16, the dtype of the Megatron model: '{NORM}'"]
 
 
 def test_a_dtype_that_is_asked_for_needs_no_word(hf, tmp_path, caplog):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megatron.bridge.models.conversion.hf_checkpoint import some
+from megatron.bridge.models.conversion.hf_files import some
 from megatron.bridge.models.conversion.quantized import FLOAT8, check_quantization
 from megatron.bridge.models.conversion.stored_tensors import Reads, StoredTensors
 from megatron.bridge.models.hf_pretrained.state import StateDict

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron.bridge.models.conversion.accounting import Account
-from megatron.bridge.models.conversion.hf_checkpoint import is_finite, some
+from megatron.bridge.models.conversion.hf_checkpoint import is_finite
+from megatron.bridge.models.conversion.hf_files import some
 from megatron.bridge.models.conversion.quantized import FLOAT8
 from megatron.bridge.models.conversion.safetensors_header import read_header
 
@@ -26,7 +27,7 @@ _NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 def warn_of_casts(account: Account | None) -> None:
-    """Warn of casts to the dtype of a config, by kinds of tensors. A dtype that was asked for needs no warning.
+    """Warn of casts to the dtype of the model, by kinds of tensors. A dtype that was asked for needs no warning.
 
     Args:
         account: The account of an import.
@@ -38,7 +39,7 @@ def warn_of_casts(account: Account | None) -> None:
         for name in names:
             kinds[account.stored[name].dtype, dtype].add(_NUMBER.sub(".*", name))
     for (stored, wanted), names in sorted(kinds.items(), key=str):
-        logger.warning("cast from %s to %s, the dtype of the model's config: %s", stored, wanted, some(names))
+        logger.warning("cast from %s to %s, the dtype of the Megatron model: %s", stored, wanted, some(names))
 
 
 def check_overflow(account: Account | None) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of a local Hugging Face checkpoint, made before anything of it is converted or written."""
 
-import json
 import logging
 import math
 import os
@@ -15,14 +14,11 @@ import transformers
 from packaging.version import Version
 from tokenizers import Tokenizer
 
-from megatron.bridge.models.conversion.safetensors_header import DTYPES, read_header
+from megatron.bridge.models.conversion.hf_files import check_weights, in_one_line, read_json, some
 
 
 logger = logging.getLogger(__name__)
 
-INDEX = "model.safetensors.index.json"
-# The index of the largest models has some MB; more than this is not read into memory.
-_MAX_JSON_BYTES = 256 << 20
 # The smallest values that make a model.
 _SIZES = {
     "hidden_size": 1,
@@ -62,8 +58,8 @@ def check_hf_checkpoint(model: str | os.PathLike, trust_remote_code: bool | None
     if (path / "model_index.json").is_file():
         # A pipeline of diffusers, which is converted by other means; callers know the error that it gets after this.
         return
-    config = _read_json(path / "config.json", "it is not a Hugging Face checkpoint: give the folder of one")
-    tensors = _check_weights(path)
+    config = read_json(path / "config.json", "it is not a Hugging Face checkpoint: give the folder of one")
+    tensors = check_weights(path)
     _check_vocabulary(path, config)
     _check_sizes(path, config, tensors)
     if not trust_remote_code:
@@ -108,89 +104,6 @@ def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith("/")
 
 
-def _read_json(path: Path, without: str) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}, {without}")
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MB, expected a config: copy the file again")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({_line(error)}): copy the file again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object: copy the file again")
-    return content
-
-
-def _check_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return every tensor by name, on the meta device."""
-    index, single = path / INDEX, path / "model.safetensors"
-    if not index.is_file():
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
-            raise _no_weights(path)
-        return _merged({file: headers(file) for file in files})
-    weight_map = _read_json(index, "").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map from tensor names to files: copy the file again")
-    if single.is_file() and single.name not in weight_map.values():
-        raise ValueError(f"{path} holds two sets of weights, {single.name} and those of {INDEX}: remove one of them")
-    tensors = {}
-    for name in sorted(set(weight_map.values())):
-        shard = path / name
-        if Path(name).name != name:
-            raise ValueError(f"{index} names {name!r}, expected a file in the same folder: copy the file again")
-        # A shard may be a link: the hub's cache is made of them.
-        if not _is_file(shard):
-            raise FileNotFoundError(f"{index} names {name!r}, which is not there: copy the missing shard")
-        found = headers(shard)
-        missing = {tensor for tensor, file in weight_map.items() if file == name} - found.keys()
-        if missing:
-            raise ValueError(f"{shard} lacks {min(missing)!r}, which {INDEX} places there: copy the shard again")
-        tensors |= found
-    return tensors
-
-
-def _merged(files: dict[Path, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return the tensors of several files without an index, of which no two hold the same one."""
-    tensors, places = {}, {}
-    for file, found in files.items():
-        if twice := found.keys() & tensors.keys():
-            name = min(twice)
-            raise ValueError(
-                f"{file.parent} holds {name!r} twice, in {places[name]} and {file.name}: remove one of the two sets "
-                "of weights"
-            )
-        tensors |= found
-        places |= dict.fromkeys(found, file.name)
-    return tensors
-
-
-def _no_weights(path: Path) -> FileNotFoundError:
-    pickles = sorted(path.glob("*.bin"))
-    if not pickles:
-        return FileNotFoundError(f"{path} has no weights, expected *.safetensors: copy the whole checkpoint")
-    return FileNotFoundError(
-        f"{path} has {pickles[0].name}, a pickle that could run code, expected *.safetensors: if you trust it, "
-        "convert it with save_pretrained of transformers"
-    )
-
-
-def headers(file: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file on the meta device, packed ones as bytes."""
-    return {
-        name: torch.empty(entry.shape, dtype=DTYPES.get(entry.dtype, torch.uint8), device="meta")
-        for name, entry in read_header(file).items()
-    }
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
-
-
 def _check_sizes(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -> None:
     """Refuse sizes that no model has: building one would end in a full memory, or in an error that says less."""
     sizes = _text_config(config)
@@ -214,7 +127,7 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
         hf_config = transformers.AutoConfig.from_pretrained(path)
     except Exception as error:  # whatever the class of the config raises
         raise ValueError(
-            f"{path}/config.json is not taken by transformers ({_line(error)}): copy the file again, or pass "
+            f"{path}/config.json is not taken by transformers ({in_one_line(error)}): copy the file again, or pass "
             "trust_remote_code=True if it needs code from a checkpoint that you trust"
         ) from None
     model_class = _model_class(config)
@@ -293,16 +206,6 @@ def _experts_that_differ(path: Path, tensors: dict[str, torch.Tensor]) -> str:
     return f"{path}: its tensors are not those of the model in config.json: use weights and config of the same model"
 
 
-def some(names: Iterable[str]) -> str:
-    """Return the first of some names, quoted, and how many more there are."""
-    first, *others = sorted(names)
-    return f"{first!r} and {len(others)} more" if others else repr(first)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _text_config(config: dict) -> dict:
     """Return the part of a config that describes the language model, which in multimodal ones is nested."""
     nested = config.get("text_config")
@@ -326,11 +229,11 @@ def _token_ids(path: Path) -> Iterator[int]:
             yield from Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab().values()
         except Exception as error:  # tokenizers raises nothing more precise
             raise ValueError(
-                f"{path / 'tokenizer.json'} can't be read ({_line(error)}): copy the file again"
+                f"{path / 'tokenizer.json'} can't be read ({in_one_line(error)}): copy the file again"
             ) from None
     for name in ("vocab.json", "added_tokens.json"):
         if (path / name).is_file():
-            yield from (token for token in _read_json(path / name, "").values() if isinstance(token, int))
+            yield from (token for token in read_json(path / name, "").values() if isinstance(token, int))
     if (path / "tokenizer_config.json").is_file():
-        added = _read_json(path / "tokenizer_config.json", "").get("added_tokens_decoder")
+        added = read_json(path / "tokenizer_config.json", "").get("added_tokens_decoder")
         yield from (int(token) for token in (added if isinstance(added, dict) else ()) if token.isdecimal())

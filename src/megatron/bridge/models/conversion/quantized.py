@@ -4,7 +4,6 @@
 What is in the files decides, because a config gets lost, or stays behind when weights are dequantized.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from megatron.bridge.models.conversion import wrapped
-from megatron.bridge.models.conversion.safetensors_header import DTYPES, read_header
+from megatron.bridge.models.conversion.hf_files import check_weights, read_json
 
 
 # Each names its tensors so that one pattern tells it from the others. The first that matches counts.
@@ -30,7 +29,6 @@ _FORMS = {
 }
 _MXFP4, _INT4, _FP8, _INTEGER = "MXFP4", "packed INT4 (compressed-tensors)", "FP8", "integer"
 FLOAT8 = tuple(dtype for name, dtype in vars(torch).items() if name.startswith("float8_"))
-_MAX_JSON_BYTES = 256 << 20
 _PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32)
 # How the scale of a quantized weight is called: after the weight, or after its layer.
 _SCALES = ("{}_scale_inv", "{}_scale", "{}.scale", "{}_weight_scale", "{}.weight_scale")
@@ -68,35 +66,11 @@ def check_stored_form(model: str | os.PathLike) -> None:
         return
     wrapped.check_adapter(path)
     try:
-        config = _read_json(path / "config.json")
-        tensors = {
-            name: torch.empty(stored.shape, dtype=DTYPES.get(stored.dtype, torch.uint8), device="meta")
-            for file in _files(path)
-            for name, stored in read_header(file).items()
-        }
-    except (OSError, ValueError, RecursionError):
+        config, tensors = read_json(path / "config.json", ""), check_weights(path)
+    except (OSError, ValueError):
         return
     wrapped.check_names(path, tensors)
     check_quantization(path, config, tensors)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path} is too large")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no object")
-    return content
-
-
-def _files(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(path.glob("*.safetensors"))
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        return []
-    return [path / name for name in sorted({str(name) for name in weight_map.values()}) if Path(name).name == name]
 
 
 def check_quantization(model: Any, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

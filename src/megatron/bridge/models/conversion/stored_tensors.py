@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from megatron.bridge.models.conversion.hf_checkpoint import headers, some
+from megatron.bridge.models.conversion.hf_files import headers, some
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource, StateDict
 
 
