@@ -28,6 +28,8 @@ such a family is found all the same, by importing all.
     why="AutoBridge imports the bridge of the model that it converts, and no other.",
     edits=[
         File("models/__init__.py", [wrap_imports(LAZY)]),
+        # Without AutoBridge behind every module of it, any module of Bridge can be the first that is imported.
+        File("models/conversion/__init__.py", [wrap_imports(LAZY)]),
         File("diffusion/models/__init__.py", [wrap_imports(LAZY, releases=">=0.5")]),
         File("data/__init__.py", [wrap_imports(LAZY, releases=">=0.6")]),
         File(

@@ -58,5 +58,12 @@ def test_a_bridge_of_the_users_own_stays(report):
     assert report["kept"]
 
 
+@pytest.mark.parametrize("module", ["data.loaders", "models.hf_pretrained", "training.config", "training.pretrain"])
+def test_any_module_can_be_the_first_that_is_imported(module: str):
+    command = [sys.executable, "-W", "ignore", "-c", f"import megatron.bridge.{module}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_every_public_name_is_there(report):
     assert report["missing"] == []
