@@ -10,7 +10,13 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.rope_scaling import megatron_rope, megatron_windows, transformers_rope
+from megatron.bridge.models.conversion.rope_scaling import (
+    carry_over,
+    megatron_rope,
+    megatron_windows,
+    own_config,
+    transformers_rope,
+)
 
 
 SIZES = {
@@ -90,6 +96,19 @@ def test_megatron_core_has_these_frequencies(monkeypatch: pytest.MonkeyPatch, sc
     frequencies, expected = megatron_rope(provider)
     torch.testing.assert_close(angles[1].flatten()[:8], frequencies, rtol=1e-5, atol=0)
     assert factor == pytest.approx(expected)
+
+
+def test_config_of_a_checkpoints_code_is_read_as_transformers_own() -> None:
+    """Its module has no model that could be asked for frequencies."""
+
+    class RemoteConfig(transformers.PretrainedConfig):
+        model_type = "mistral"
+
+    remote = RemoteConfig(**SIZES, sliding_window=8, head_dim=16, rope_theta=20000.0)
+    provider, _ = provider_of("Mistral", sliding_window=None)
+    carry_over(provider, remote)
+    assert megatron_windows(provider) == [8] * 4
+    assert type(own_config(remote)) is transformers.MistralConfig
 
 
 @pytest.mark.parametrize("part", [0.25, 1.0])

@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import transformers
 
 from megatron.bridge.models.conversion import rope_scaling
 from megatron.bridge.models.conversion.config_keys import ACTIVATIONS, COMPARED, FAMILIES, WITHOUT_MEANING, Keys
@@ -34,7 +33,7 @@ def check_config(bridge: Any, strict: bool = True) -> None:
         ValueError: A key of the config changes the function that transformers computes, and Bridge's model has
             another value or none.
     """
-    config = _own(getattr(bridge.hf_pretrained, "config", bridge.hf_pretrained))
+    config = rope_scaling.own_config(getattr(bridge.hf_pretrained, "config", bridge.hf_pretrained))
     keys = FAMILIES.get(config.model_type)
     if keys is None:
         logger.warning(
@@ -92,12 +91,6 @@ def remarks(config: Any, keys: Keys) -> Iterator[str]:
         yield "Megatron Core rates a group of experts by the sum of its best, DeepSeek-V2 by its best one"
     if rope_scaling.rope_parameters(config).get("mscale_all_dim"):
         yield "Megatron Core scales attention by YaRN's mscale_all_dim, as DeepSeek's own code; transformers doesn't"
-
-
-def _own(config: Any) -> Any:
-    """Return the config in transformers' own class, which a config of a checkpoint's code is spelled like."""
-    own = transformers.CONFIG_MAPPING.get(config.model_type) if config.model_type in FAMILIES else None
-    return config if own is None or isinstance(config, own) else own.from_dict(config.to_dict())
 
 
 def _field(provider: Any, name: str) -> Any:

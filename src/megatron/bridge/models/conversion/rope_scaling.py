@@ -27,6 +27,13 @@ FAMILIES = (
 )
 
 
+def own_config(config: Any) -> Any:
+    """Return the config in transformers' class of its model type, where code of a checkpoint has brought another."""
+    kinds = transformers.CONFIG_MAPPING
+    kind = kinds[config.model_type] if config.model_type in kinds else type(config)
+    return config if isinstance(config, kind) else kind.from_dict(config.to_dict())
+
+
 def rope_parameters(config: Any) -> dict[str, Any]:
     """Return the RoPE parameters of a config, in whichever of the two spellings its transformers has."""
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -52,6 +59,7 @@ def carry_over(provider: Any, config: Any) -> None:
     """
     if config.model_type not in FAMILIES:
         return
+    config = own_config(config)
     _carry_windows(provider, config)
     rope = rope_parameters(config)
     kind = rope["rope_type"]
