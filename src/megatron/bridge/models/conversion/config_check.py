@@ -48,7 +48,8 @@ def check_config(bridge: Any, strict: bool = True) -> None:
         line = f"config.json of {config.model_type}: {'; '.join(wrong[:3])}{more}"
         if strict:
             raise ValueError(
-                f"{line}: Megatron Core would compute another model, use a checkpoint without it, or pass strict=False"
+                f"{line}: Megatron Core would compute another model, use a checkpoint without it, or pass "
+                "strict=False (--no-strict)"
             )
         logger.warning("%s: Megatron Core computes another model than transformers", line)
     for line in remarks(config, keys):
@@ -70,7 +71,8 @@ def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
             yield from _differ(f"{key} x {other}", product, _field(provider, field) or 0)
     for key, value in values.items():
         if key in keys.only and value not in keys.only[key]:
-            yield f"{key} is {value!r}, expected {' or '.join(map(repr, keys.only[key]))}"
+            expected = [repr(each) for each in keys.only[key] if each is not None] or ["None"]
+            yield f"{key} is {value!r}, expected {' or '.join(expected)}"
         if key in keys.never and value in keys.never[key]:
             yield f"{key} is {value!r}, expected another value"
     yield from _unknown(config, keys)
