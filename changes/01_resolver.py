@@ -7,7 +7,9 @@ from fork.change import Change
 from fork.edits import (
     File,
     add_import,
+    add_parameter,
     assign,
+    call,
     expression,
     ifs,
     insert_after,
@@ -30,14 +32,8 @@ EXPORT_ADAPTER = WAN = ">=0.4"
 FROM_AUTO_CONFIG = MIMO = ">=0.5"
 SCRIPTS = ">=0.6"
 
-# Tests of the conversion scripts put modules of their own in the place of Bridge's.
-FAKE_BRIDGE = 'modules["megatron.bridge"].AutoBridge'
-FAKE_LAYOUT = """\
-layout = types.ModuleType("megatron.bridge.release_checkpoint.layout")
-layout.release_for = str
-modules["megatron.bridge.release_checkpoint"] = types.ModuleType("megatron.bridge.release_checkpoint")
-modules[layout.__name__] = layout
-"""
+ITERATIONS = "TestAutoBridge.test_load_megatron_model_with_iter_folder"
+LISTING = expression('patch.object(Path, "iterdir")')
 
 change = Change(
     name="resolver",
@@ -163,9 +159,9 @@ A tracker that names a missing folder is an error.
     modules=["release_checkpoint/__init__.py", "release_checkpoint/layout.py"],
     issues=[3295],
     problem=(
-        "Bridge's readers disagree about a checkpoint root: `load_megatron_model` takes the highest `iter_*` and ignores "
-        "the tracker, `load_checkpoint` believes `latest_train_state.pt` though Megatron-LM doesn't update it, and none "
-        "takes `release/`, with which `AutoBridge.load_megatron_model(path)` ends in an error about a missing run config."
+        "Bridge's readers disagree about a checkpoint root. `load_megatron_model` takes the highest `iter_*` and ignores "
+        "the tracker; `load_checkpoint` believes `latest_train_state.pt`, which Megatron-LM doesn't update. No reader takes "
+        "`release/`: `bridge.load_megatron_model(root)` of a release ends in an error about a missing run config."
     ),
     changes=[
         "Every reader of a checkpoint root (`load_megatron_model`, `export_ckpt`, `load_checkpoint`, tokenizer, model "
@@ -173,43 +169,47 @@ A tracker that names a missing folder is an error.
         "A missing `iter_0000000` stands for the release beside it, with a warning.",
     ],
     unchanged=["What Bridge writes, and how a path that names an iteration folder is read."],
-    tested=["Unit tests on folders; each reader on real checkpoints with the changes above this one, on the CPU."],
-    later=["Nothing in Bridge writes a release yet: `release-checkpoints` does."],
+    tested=[
+        "Unit tests of the resolver on folders.",
+        "Together with the later changes: each reader on checkpoints that were imported and trained, on the CPU.",
+    ],
+    later=[
+        "Nothing in Bridge writes a release yet: `release-checkpoints` does.",
+        "scripts/conversion resolves roots itself until `layout-options`.",
+    ],
     tests={"tests/unit/bridge/test_layout.py": "release_checkpoint/"},
     upstream_tests=[
         File(
-            f"tests/unit_tests/conversion/launcher/{test}.py",
-            [insert_before(function, assign(FAKE_BRIDGE), FAKE_LAYOUT, releases=SCRIPTS)],
+            "tests/unit_tests/models/test_auto_bridge.py",
+            [
+                # Without the folder there is nothing to list.
+                replace(
+                    "TestAutoBridge.test_load_megatron_model_basic",
+                    m.Expr(value=call("mock_iterdir.assert_called_once")),
+                    'assert mock_load_megatron_model.call_args.args[0] == "checkpoint_path"',
+                ),
+                # The resolver asks the system about what is listed, which mocks can't answer.
+                add_parameter(ITERATIONS, "tmp_path"),
+                replace_up_to(
+                    ITERATIONS,
+                    assign("mock_iter_folder_1"),
+                    LISTING,
+                    "iterdir = Path.iterdir\n"
+                    "for iteration in (10, 20):\n"
+                    '    (tmp_path / f"iter_{iteration:07d}").mkdir()\n',
+                ),
+                replace(ITERATIONS, LISTING, 'patch.object(Path, "iterdir", autospec=True)'),
+                replace(ITERATIONS, assign("mock_iterdir.return_value"), "mock_iterdir.side_effect = iterdir"),
+                replace(ITERATIONS, expression('"./checkpoint_path"'), "tmp_path"),
+                replace(
+                    ITERATIONS,
+                    m.Expr(value=call("mock_load_megatron_model.assert_called_once")),
+                    'assert mock_load_megatron_model.call_args.args[0] == str(tmp_path / "iter_0000020")',
+                ),
+            ],
         )
-        for test, function in {
-            "test_cpu_backend": "_load_cpu_backend",
-            "test_gpu_backend": "_fake_megatron_modules",
-        }.items()
     ],
     others=[
-        *(
-            File(
-                f"scripts/conversion/{backend}.py",
-                [
-                    add_import(f"{LAYOUT} release_for", releases=SCRIPTS),
-                    insert_first(
-                        "export_checkpoint", "megatron_path = release_for(megatron_path)\n", releases=SCRIPTS
-                    ),
-                    *edits,
-                ],
-            )
-            for backend, edits in {
-                "cpu_backend": (),
-                "gpu_backend": [
-                    replace(
-                        "_maybe_restore_pipeline_layout",
-                        expression('checkpoint_path.glob("iter_*")'),
-                        '(*checkpoint_path.glob("iter_*"), checkpoint_path / "release")',
-                        releases=SCRIPTS,
-                    )
-                ],
-            }.items()
-        ),
         File(
             "examples/conversion/hf_to_megatron_generate_text.py",
             [

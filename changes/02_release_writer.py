@@ -21,12 +21,17 @@ training iterations is refused.
     modules=["release_checkpoint/files.py", "training/release_writer.py"],
     stands_on=["resolver"],
     problem=(
-        "A save that is interrupted leaves a folder that looks like a checkpoint, or a tracker that names one that is not "
-        "whole. Whoever trains next loads it, or finds the error hours later."
+        "`AutoBridge.import_ckpt(hf_model, out)` that is killed leaves a folder that looks like a checkpoint, or a tracker "
+        "that names an incomplete one. The next training loads it, or fails hours later."
     ),
-    changes=["`ReleaseWriter` writes `release/` and its tracker, whole or not at all, on one rank or many."],
-    unchanged=["Everything that Bridge writes: nothing uses the writer before `release-checkpoints`."],
-    tested=["Unit tests; a kill at each change to the file system leaves the old checkpoint, the new one, or none."],
+    changes=[
+        "Nothing yet. `ReleaseWriter` writes `release/` and its tracker, whole or not at all, on one rank or many."
+    ],
+    unchanged=["What Bridge writes: nothing uses the writer before the change `release-checkpoints`."],
+    tested=[
+        "Unit tests. A process that was killed at each change to the file system left the old checkpoint, the new one, "
+        "or none."
+    ],
     later=["Object stores, which can't rename folders: `object-stores`."],
     tests={"tests/unit/bridge/test_release_writer.py": "training/"},
 )

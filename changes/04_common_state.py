@@ -12,7 +12,9 @@ fix(ckpt): write the common state of a release for every Megatron Core
 
 Megatron Core 0.19 writes the common state as an entry of the checkpoint.
 Cores up to 0.18 look for `common.pt` alone, and stop at a release that core
-0.19 has written. Write both, the file from the entry.
+0.19 has written.
+
+Write both, the file from the entry.
 """,
     why="A release checkpoint loads in every Megatron Core from 0.12 on.",
     edits=[
@@ -31,11 +33,11 @@ Cores up to 0.18 look for `common.pt` alone, and stop at a release that core
     modules=["training/common_state.py"],
     stands_on=["release-checkpoints"],
     problem=(
-        "Megatron-LM up to core 0.18 can't load a release that Megatron Core 0.19 has written: it looks for `common.pt`, "
-        "which that core no longer writes."
+        "Megatron-LM up to core 0.18 can't load a release that Megatron Core 0.19 has written: `pretrain_gpt.py --load out` "
+        "looks for `common.pt`, which core 0.19 no longer writes."
     ),
-    changes=["A release checkpoint has `common.pt`, too, with the content of the entry `common_state`."],
-    unchanged=["Checkpoints of a training, and how core 0.19 loads a release: it reads the file first."],
+    changes=["A release checkpoint also has `common.pt`, with the content of the entry `common_state`."],
+    unchanged=["Checkpoints of a training. Core 0.19 reads a release as before: it looks for the file first."],
     tested=["One release is loaded by Megatron Core 0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18 and 0.19."],
     tests={"tests/unit/bridge/test_common_state.py": "training/"},
 )

@@ -24,8 +24,9 @@ feat(ckpt): print how Megatron-LM starts from a release checkpoint
 
 `--use-checkpoint-args` takes most of a model from the checkpoint. What it
 never reads (the epsilon of the norm, RoPE scaling, latent attention, parts
-of a MoE router) has to stand on the command line, which everybody derived by
-hand.
+of a MoE router) has to be on the command line, and users derive it by hand.
+
+Print these flags when a release checkpoint is saved.
 """,
     why="Saving a release prints the flags with which Megatron-LM builds its model.",
     edits=[
@@ -45,13 +46,14 @@ hand.
     modules=["release_checkpoint/flags.py"],
     stands_on=["release-checkpoints"],
     problem=(
-        "`--use-checkpoint-args` does not read everything that describes a model. Who leaves out `--norm-epsilon`, for "
-        "instance, trains another model than was imported, without an error."
+        "`pretrain_gpt.py --load out --use-checkpoint-args` doesn't read everything that describes a model. Without "
+        "`--norm-epsilon`, for instance, it trains a different model from the imported one, and reports no error. RoPE "
+        "scaling, latent attention and parts of a MoE router are missing in the same way."
     ),
     changes=[
         "Saving a release checkpoint prints the flags for Megatron-LM, with and without `--use-checkpoint-args`."
     ],
-    unchanged=["What is written."],
+    unchanged=["What is written to disk."],
     tested=[
         "The model config that Megatron-LM's parser builds from the flags equals Bridge's, field by field, for 9 families."
     ],

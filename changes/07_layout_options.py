@@ -11,11 +11,13 @@ from fork.edits import (
     add_parameter,
     assign,
     call,
+    expression,
     imports,
     insert_after,
     insert_before,
     insert_first,
     pass_argument,
+    replace,
 )
 
 
@@ -29,13 +31,25 @@ ITERATION_NAME = m.Assign(
     )
 )
 SCRIPTS = ">=0.6"
+LAYOUT = "from megatron.bridge.release_checkpoint.layout import"
+# Tests of the conversion scripts put modules of their own in the place of Bridge's.
 FAKE_BRIDGE = 'modules["megatron.bridge"].AutoBridge'
+FAKE_LAYOUT = """\
+layout = types.ModuleType("megatron.bridge.release_checkpoint.layout")
+layout.release_for = str
+modules["megatron.bridge.release_checkpoint"] = types.ModuleType("megatron.bridge.release_checkpoint")
+modules[layout.__name__] = layout
+"""
 FAKE_OPTIONS = """\
 options = types.ModuleType("megatron.bridge.training.release_options")
 options.release_wanted = lambda release, default: default
 modules["megatron.bridge.training"] = types.ModuleType("megatron.bridge.training")
 modules[options.__name__] = options
 """
+RESOLVE = [
+    add_import(f"{LAYOUT} release_for", releases=SCRIPTS),
+    insert_first("export_checkpoint", "megatron_path = release_for(megatron_path)\n", releases=SCRIPTS),
+]
 GUIDE = """\
 ### Scripts that expect `iter_0000000`
 
@@ -61,6 +75,7 @@ change = Change(
 feat(ckpt): let callers choose the layout of an import
 
 Scripts name `iter_0000000`, where imports lay before release checkpoints.
+
 `link_iter_0=True` leaves a symbolic link of that name, and
 `MEGATRON_BRIDGE_CHECKPOINT_LAYOUT=iter` gives the old layout to scripts that
 nobody can edit.
@@ -132,20 +147,19 @@ nobody can edit.
         ),
     ],
     modules=["training/release_options.py"],
-    stands_on=["release-checkpoints"],
+    stands_on=["release-checkpoints", "object-stores"],
     problem=(
-        "Scripts that nobody can edit append `/iter_0000000` to the path of an import, or read its tracker as a number. "
-        "Since `import_ckpt` writes a release, `torchrun train.py --ckpt OUT/iter_0000000` of such a script fails, if it "
-        "doesn't read by Bridge."
+        "Some scripts append `/iter_0000000` to the path of an import, or read its tracker as a number. Since `import_ckpt` "
+        "writes a release, a script that opens `OUT/iter_0000000` itself fails, and its user may not be able to edit it."
     ),
     changes=[
         "`import_ckpt(release=False)` writes iteration 0 as before.",
         "`import_ckpt`, `save_megatron_model` and `save_checkpoint` take `link_iter_0`, which leaves a link `iter_0000000`.",
         "`MEGATRON_BRIDGE_CHECKPOINT_LAYOUT` (`release` or `iter`) decides if the caller does not.",
-        "scripts/conversion writes a release on GPUs, too.",
+        "scripts/conversion writes a release on GPUs, too, and exports one on CPUs and GPUs.",
     ],
     unchanged=["What is written without the option and the variable."],
-    tested=["Unit tests; scripts that read `OUT/iter_0000000` themselves, over the link."],
+    tested=["Unit tests. On the CPU, Megatron-LM starts, saves and resumes in a root with the link, as it does without."],
     tests={"tests/unit/bridge/test_release_options.py": "training/"},
     upstream_tests=[
         File(
@@ -190,9 +204,15 @@ nobody can edit.
             ],
         ),
         File(
+            "tests/unit_tests/conversion/launcher/test_cpu_backend.py",
+            [insert_before("_load_cpu_backend", assign(FAKE_BRIDGE), FAKE_LAYOUT, releases=SCRIPTS)],
+        ),
+        File(
             "tests/unit_tests/conversion/launcher/test_gpu_backend.py",
             [
-                insert_before("_fake_megatron_modules", assign(FAKE_BRIDGE), FAKE_OPTIONS, releases=SCRIPTS),
+                insert_before(
+                    "_fake_megatron_modules", assign(FAKE_BRIDGE), FAKE_LAYOUT + FAKE_OPTIONS, releases=SCRIPTS
+                ),
                 insert_before(
                     "TestImportHfToMegatron.test_import_saves_megatron_checkpoint_with_tokenizer_metadata",
                     assign("from_hf_call"),
@@ -203,9 +223,17 @@ nobody can edit.
         ),
     ],
     others=[
+        File("scripts/conversion/cpu_backend.py", RESOLVE),
         File(
             "scripts/conversion/gpu_backend.py",
             [
+                *RESOLVE,
+                replace(
+                    "_maybe_restore_pipeline_layout",
+                    expression('checkpoint_path.glob("iter_*")'),
+                    '(*checkpoint_path.glob("iter_*"), checkpoint_path / "release")',
+                    releases=SCRIPTS,
+                ),
                 add_import("from megatron.bridge.training.release_options import release_wanted", releases=SCRIPTS),
                 pass_argument(
                     "import_checkpoint",
@@ -214,7 +242,7 @@ nobody can edit.
                     releases=SCRIPTS,
                 ),
             ],
-        )
+        ),
     ],
     docs=[
         insert_before_heading("docs/bridge-guide.md", "### Megatron → HF export (one call)", GUIDE),

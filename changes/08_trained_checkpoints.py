@@ -25,9 +25,10 @@ change = Change(
 fix(ckpt): read what was trained from a release checkpoint
 
 Megatron-LM saves no run_config.yaml, so that export_ckpt refused what it had
-trained. Take the run config of the release beside it, or the bridge's own
-Hugging Face config. Adapters that are saved beside their release move its
-tracker on: find their base all the same.
+trained. Adapters that are saved beside their release move its tracker on.
+
+Take the run config of the release beside the checkpoint, or the bridge's own
+Hugging Face config. Find the base of adapters in the root that they share.
 """,
     why="export_ckpt and LoRA read what was trained from a release, by Megatron-LM or by Bridge.",
     edits=[
@@ -108,7 +109,7 @@ tracker on: find their base all the same.
     stands_on=["release-checkpoints"],
     problem=(
         "`bridge.export_ckpt(trained, hf_out)` fails on what Megatron-LM has trained from an import: Megatron-LM saves no "
-        "`run_config.yaml`. And LoRA that saves beside its release can't be resumed, for the root then names the adapters."
+        "`run_config.yaml`. LoRA that saves beside its release can't be resumed, because the tracker then names the adapters."
     ),
     changes=[
         "`export_ckpt` and `load_megatron_model` take what Megatron-LM saved, beside the release or in a folder of its own.",
@@ -119,6 +120,7 @@ tracker on: find their base all the same.
         "Fine-tuning and LoRA of a tiny model from a release, saved beside it and elsewhere, resumed and exported."
     ],
     tests={"tests/unit/bridge/test_trained_checkpoints.py": "training/"},
+    functional={"changes/tests/functional/test_release_checkpoint.py": "ckpts/release/test_release_checkpoint.py"},
     others=[
         File(
             "examples/conversion/hf_to_megatron_generate_text.py",

@@ -13,8 +13,9 @@ change = Change(
 fix(ckpt): say why a checkpoint could not be written
 
 On a full disk `save_megatron_model` raised a CheckpointException, which is
-no Exception, with the tracebacks of all ranks. Raise an OSError with what the
-system said and what to do.
+no Exception, with the tracebacks of all ranks.
+
+Raise an OSError with what the system said and what to do.
 """,
     why="A save that fails on a full disk says so in one line.",
     edits=[

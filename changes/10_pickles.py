@@ -9,9 +9,11 @@ change = Change(
     message="""\
 feat(ckpt): load a pickle without running it
 
-A pickle can call any function that it names. Load it with an Unpickler
-whose find_class knows a list of names, as Python's documentation recommends,
-after one pass of pickletools.genops that bounds memory and time.
+A pickle can call any function that it names.
+
+Load it with an Unpickler whose find_class knows a list of names, as Python's
+documentation recommends, after one pass of pickletools.genops that bounds
+memory and time.
 """,
     why="A pickle of a checkpoint is loaded without running it.",
     modules=["release_checkpoint/pickles.py"],

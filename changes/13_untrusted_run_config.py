@@ -18,6 +18,7 @@ fix(ckpt): instantiate only a model's config from run_config.yaml
 
 run_config.yaml names classes and functions, and instantiate calls what a
 _target_ names: whoever writes a checkpoint runs code where it is loaded.
+
 Refuse what no model's or tokenizer's config needs.
 """,
     why="Instantiating the run config of a checkpoint runs no code that somebody has put into it.",

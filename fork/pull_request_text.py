@@ -29,9 +29,11 @@ def compose(change: Change, size: str, tree: Path) -> str:
         size: its added and removed lines, as a Markdown table.
         tree: the checkout, which has the template.
     """
-    body = change.message.partition("\n")[2].strip()
+    body = change.message.partition("\n")[2].strip().split("\n\n")
+    # The first of several paragraphs says what goes wrong, and so does `problem`.
+    told = body[1:] if change.problem and len(body) > 1 else body
     # There a line break is one, and a commit message breaks its lines.
-    what = [change.problem.strip() or " ".join(change.why.split()), re.sub(r"(?<!\n)\n(?!\n)", " ", body)]
+    what = [change.problem.strip() or " ".join(change.why.split()), *(" ".join(each.split()) for each in told)]
     tested = [*change.tested]
     if change.functional:
         tested.append("The functional tests need two GPUs and have not been run: the author has none.")

@@ -5,11 +5,13 @@ Run as a script, it runs pytest in a checkout on a host without a GPU and withou
 """
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -50,8 +52,15 @@ class Comparison:
             if outcome not in ("passed", "skipped") and self.outcomes.get(test) not in ("failed", "error")
         ]
         modules = tuple(".".join(file.with_suffix("").parts) + "." for file in files)
-        lost = [test for test in self.outcomes if test.startswith(modules) and test not in after]
+        for name, outcomes in {"before the first commit": self._among(modules), "with this commit": after}.items():
+            counts = Counter(outcomes.values())
+            print(f"  {name}: {', '.join(f'{counts[each]} {each}' for each in sorted(counts))}", file=sys.stderr)
+        lost = [test for test in self._among(modules) if test not in after]
         return worse + [f"{test}: not run, was {self.outcomes[test]}" for test in lost]
+
+    def _among(self, modules: tuple[str, ...]) -> dict[str, str]:
+        """The outcomes before the first commit of the tests in `modules`, each of which ends in a dot."""
+        return {test: outcome for test, outcome in self.outcomes.items() if test.startswith(modules)}
 
     def _outcomes(self, tree: Path, files: list[Path]) -> dict[str, str]:
         """The outcome of each test by its name."""
@@ -94,6 +103,7 @@ def _stand_in_for_transformer_engine() -> None:
     imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import)]
     if not any(alias.name.startswith("transformer_engine") for node in imports for alias in node.names):
         return
+    importlib.import_module("megatron.core.models.gpt.gpt_layer_specs")
     from torch import nn
 
     package = mock.MagicMock(__version__="0.0.0", __spec__=ModuleSpec("transformer_engine", None))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Megatron-LM on two GPUs fine-tunes from what `import_ckpt` writes, and the result is exported."""
+"""What `import_ckpt` writes comes back bit for bit, and Megatron-LM fine-tunes from it on two GPUs."""
 
 import math
 import re

@@ -7,17 +7,7 @@ import pytest
 import torch
 
 from megatron.bridge.release_checkpoint import layout
-from megatron.bridge.release_checkpoint.layout import (
-    BRIDGE_TRACKER,
-    ITERATION_0,
-    TRACKER,
-    resolve_checkpoint,
-)
-
-
-@pytest.fixture(autouse=True)
-def _warn_again():
-    layout._warn_once.cache_clear()
+from megatron.bridge.release_checkpoint.layout import BRIDGE_TRACKER, ITERATION_0, TRACKER, resolve_checkpoint
 
 
 def make_release(root):
@@ -45,9 +35,10 @@ def test_the_tracker_decides(tmp_path):
     assert resolve_checkpoint(tmp_path) == str(iteration)
 
 
-def test_a_payload_folder_is_taken_as_it_is(tmp_path):
-    for payload in (make_release(tmp_path), make_iteration(tmp_path, 9)):
+def test_a_payload_folder_is_taken_as_it_is(tmp_path, caplog):
+    for payload in (make_release(tmp_path), make_iteration(tmp_path, 9), make_iteration(tmp_path, 0)):
         assert resolve_checkpoint(payload) == str(payload)
+    assert not caplog.records
 
 
 def test_without_a_tracker_the_train_state_decides_then_the_highest_iteration_then_the_release(tmp_path):
@@ -90,13 +81,6 @@ def test_iteration_0_beside_a_release_is_the_release_and_said_once(tmp_path, cap
     assert warnings == [
         f"{tmp_path / ITERATION_0} is not there, taking the release checkpoint beside it: use {release}"
     ]
-
-
-def test_iteration_0_that_is_there_is_taken_as_before(tmp_path, caplog):
-    make_release(tmp_path)
-    payload = make_iteration(tmp_path, 0)
-    assert resolve_checkpoint(payload) == str(payload)
-    assert not caplog.records
 
 
 def test_a_link_to_the_release_is_no_iteration(tmp_path):
