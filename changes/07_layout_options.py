@@ -159,7 +159,9 @@ nobody can edit.
         "scripts/conversion writes a release on GPUs, too, and exports one on CPUs and GPUs.",
     ],
     unchanged=["What is written without the option and the variable."],
-    tested=["Unit tests. On the CPU, Megatron-LM starts, saves and resumes in a root with the link, as it does without."],
+    tested=[
+        "Unit tests. On the CPU, Megatron-LM starts, saves and resumes in a root with the link, as it does without."
+    ],
     tests={"tests/unit/bridge/test_release_options.py": "training/"},
     upstream_tests=[
         File(

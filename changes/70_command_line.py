@@ -34,7 +34,11 @@ and what people have half mended by hand, into a release checkpoint.
         "`megatron-bridge repair` makes a release checkpoint of what `import_ckpt` wrote before.",
     ],
     tested=["Checkpoints in every state that people have on disk, in the unit tests."],
-    notes=[LOCK],
+    notes=[
+        LOCK,
+        "`click` is no new package in an installation: wandb, which Megatron Bridge requires, requires it, and so does "
+        "huggingface_hub.",
+    ],
     tests={
         "tests/unit/bridge/test_deferred.py": "bridge_cli/",
     },
