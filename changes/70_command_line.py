@@ -40,7 +40,7 @@ and what people have half mended by hand, into a release checkpoint.
         "huggingface_hub.",
     ],
     tests={
-        "tests/unit/bridge/test_deferred.py": "bridge_cli/",
+        "tests/unit/bridge/test_deferred.py": "cli/",
     },
     stands_on=["problems", "lazy-package"],
 )

@@ -111,8 +111,7 @@ def _write_notice(path: Path, changes: Sequence[Change], touched: dict[str, list
         lines += [f"{change.name}: {' '.join(change.why.split())}"]
         for file, names in sorted(touched.items()):
             if change.name in names:
-                path_in_wheel = os.path.normpath(f"megatron/bridge/{file}")
-                lines += [f"    {'new     ' if file in new else 'modified'} {path_in_wheel}"]
+                lines += [f"    {'new     ' if file in new else 'modified'} megatron/bridge/{file}"]
         if change.requirements:
             lines += ["    modified METADATA (requirements)"]
         if change.scripts:

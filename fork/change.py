@@ -92,7 +92,7 @@ class Change:
         message: the commit message: a subject in the form of Conventional Commits, and a body.
         why: one sentence for the wheel's NOTICE.
         edits: the files of upstream's package that change.
-        modules: new modules, paths relative to megatron/bridge; "../name/x.py" lies beside that package.
+        modules: new modules, paths relative to megatron/bridge.
         requirements: edits of the wheel's requirements, see `fork.requirements`.
         scripts: commands that an installation gets, each with the function that it calls, as "module:function".
         status: how far it is upstream: "not proposed", "proposed in #1", "merged in #1".

@@ -6,8 +6,7 @@ structure: a scope (the qualified name of a class or function, "" for the whole 
 fails if the place is missing, or is found another number of times than `count`. It recognises its own result, so a
 second application changes nothing.
 
-Nodes are `libcst.matchers`; `call`, `assign`, `imports`, `define`, `returns`, `ifs` and `expression` make the usual
-ones.
+Nodes are `libcst.matchers`; `call`, `assign`, `imports`, `define`, `ifs` and `expression` make the usual ones.
 """
 
 import re
@@ -163,11 +162,6 @@ def define(name: str) -> Node:
         syntax.DEFINITION,
         name,
     )
-
-
-def returns() -> Node:
-    """A return statement."""
-    return Node("return", lambda node: isinstance(node, cst.Return), (cst.Return,), "return")
 
 
 def ifs(test: str) -> Node:

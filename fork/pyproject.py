@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the changes do to a checkout's pyproject.toml: requirements and console scripts, nothing else."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import tomlkit
 from packaging.requirements import Requirement
@@ -27,7 +25,6 @@ def edit(text: str, changes: Sequence[Change], release: str) -> str:
     document = tomlkit.parse(text)
     _edit_requirements(document["project"], [edit for change in changes for edit in change.requirements], release)
     for change in changes:
-        _add_packages(document, change.modules)
         _add_scripts(document["project"], change.scripts)
     return tomlkit.dumps(document)
 
@@ -50,15 +47,6 @@ def _comment(array: Array, text: str) -> str:
     """The comment on the line of `text`, one of the array's strings; empty if there is none."""
     found = re.search(rf"""(["']){re.escape(text)}\1[ ,]*#\s*(.*)""", array.as_string())
     return found[2] if found else ""
-
-
-def _add_packages(document: tomlkit.TOMLDocument, modules: Sequence[str]) -> None:
-    """Adds the packages of modules that lie outside megatron/bridge to what setuptools packs."""
-    paths = [Path(os.path.normpath(f"megatron/bridge/{module}")) for module in modules if module.startswith("../")]
-    for package in dict.fromkeys(".".join(path.parent.parts) for path in paths):
-        packed = document["tool"]["setuptools"]["packages"]["find"]["include"]
-        if package not in packed:
-            packed.append(package)
 
 
 def _add_scripts(project: Table, scripts: Mapping[str, str]) -> None:

@@ -24,7 +24,7 @@ UNIT_TESTS = "tests/unit_tests"
 TEST_GROUPS = "tests/functional_tests/test_groups"
 LAUNCHERS = "tests/functional_tests/launch_scripts/h100/active"
 SPDX = "# SPDX-License-Identifier: Apache-2.0\n"
-IMPORTED = ("megatron.bridge", "megatron.bridge_cli", "tests.unit_tests")
+IMPORTED = ("megatron.bridge", "tests.unit_tests")
 
 
 def homes(changes: Iterable[Change]) -> dict[str, Path]:

@@ -25,7 +25,6 @@ from fork.edits import (
     insert_first,
     pass_argument,
     replace,
-    returns,
     wrap,
     wrap_imports,
 )
@@ -281,7 +280,7 @@ CASES = {
         "y = [z, z]",
     ),
     "replace: statement by several, with its comment": (
-        [replace("f", returns(), "a = 1\nreturn a")],
+        [replace("f", m.Return(), "a = 1\nreturn a")],
         """
         def f():
             b = 2
@@ -299,7 +298,7 @@ CASES = {
         """,
     ),
     "replace: statement, with another comment": (
-        [replace("f", returns(), "# all new\nreturn a")],
+        [replace("f", m.Return(), "# all new\nreturn a")],
         """
         def f():
             b = 2

@@ -4,7 +4,6 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Sequence
 
 import pytest
 
@@ -34,8 +33,8 @@ include = ["megatron.bridge", "megatron.bridge.*"]
 """
 
 
-def edit(*requirements, text: str = TEXT, modules: Sequence[str] = (), **scripts: str) -> str:
-    change = Change("c", "", "", requirements=requirements, modules=modules, scripts=scripts)
+def edit(*requirements, text: str = TEXT, **scripts: str) -> str:
+    change = Change("c", "", "", requirements=requirements, scripts=scripts)
     return pyproject.edit(text, [change], "1.0")
 
 
@@ -60,18 +59,9 @@ def test_comments_move_with_their_requirements():
     )
 
 
-def test_packages_beside_bridge_are_packed_once():
-    modules = ["new.py", "../beside/__init__.py", "../beside/x.py"]
-    text = edit(modules=modules)
-    packed = tomllib.loads(text)["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert packed == ["megatron.bridge", "megatron.bridge.*", "megatron.beside"]
-    assert edit(text=text, modules=modules) == text
-    assert edit(modules=["new.py"]) == TEXT
-
-
 def test_script_is_parted_from_what_follows():
-    text = edit(bridge="megatron.bridge_cli.main:main")
-    assert '\n[project.scripts]\nbridge = "megatron.bridge_cli.main:main"\n\n[' in text
+    text = edit(bridge="megatron.bridge.cli:main")
+    assert '\n[project.scripts]\nbridge = "megatron.bridge.cli:main"\n\n[' in text
 
 
 def test_what_is_not_edited_stays_as_it_is_written():
@@ -84,9 +74,9 @@ def test_what_is_not_edited_stays_as_it_is_written():
 
 def test_second_edit_changes_nothing():
     edits = [move("for-gpus", "cuda"), replace("core", "core[mlm]", 'core[dev]; extra == "cuda"'), add("click")]
-    once = edit(*edits, bridge="megatron.bridge_cli.main:main")
-    assert edit(*edits, text=once, bridge="megatron.bridge_cli.main:main") == once
-    assert tomllib.loads(once)["project"]["scripts"] == {"bridge": "megatron.bridge_cli.main:main"}
+    once = edit(*edits, bridge="megatron.bridge.cli:main")
+    assert edit(*edits, text=once, bridge="megatron.bridge.cli:main") == once
+    assert tomllib.loads(once)["project"]["scripts"] == {"bridge": "megatron.bridge.cli:main"}
 
 
 def test_checkout_without_extras_gets_its_first():

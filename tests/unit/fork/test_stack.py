@@ -105,7 +105,7 @@ def test_folder_that_is_not_upstream_is_refused(tmp_path: Path, change: Change):
 
 
 def test_scripts_are_added_once(root: Path):
-    scripted = Change("c", "", "", scripts={"bridge": "megatron.bridge_cli.main:main"})
+    scripted = Change("c", "", "", scripts={"bridge": "megatron.bridge.cli:main"})
     points = next(root.rglob("entry_points.txt"))
     before = points.read_text()
     checkout = root / "pyproject.toml"
@@ -117,12 +117,12 @@ def test_scripts_are_added_once(root: Path):
         stack.apply([scripted], root)
         if checkout.exists():
             parsed = tomllib.loads(checkout.read_text())
-            assert parsed["project"]["scripts"] == {"bridge": "megatron.bridge_cli.main:main"}
+            assert parsed["project"]["scripts"] == {"bridge": "megatron.bridge.cli:main"}
             packages = parsed["tool"]["setuptools"]["packages"]["find"]["include"]
             assert packages == ["megatron.bridge", "megatron.bridge.*"]
         else:
-            assert points.read_text() == before + "\n[console_scripts]\nbridge = megatron.bridge_cli.main:main\n"
-    other = replace(scripted, scripts={"bridge": "megatron.bridge_cli.other:main"})
+            assert points.read_text() == before + "\n[console_scripts]\nbridge = megatron.bridge.cli:main\n"
+    other = replace(scripted, scripts={"bridge": "megatron.bridge.cli.other:main"})
     with pytest.raises(ForkError, match="has a section .*scripts] already|expected no script bridge, found megatron"):
         stack.apply([other], root)
 

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from megatron.bridge.cli.terminal import printable
-from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE
+from megatron.bridge.release_checkpoint.layout import release_beside
 
 
 def _read_from(ctx: click.Context, parameter: click.Parameter, out: Path) -> Path:
     """Take an `iter_0000000` that doesn't exist for the release checkpoint beside it, as Bridge's readers do."""
-    release = out.with_name(RELEASE)
-    if out.name != ITERATION_0 or os.path.lexists(out) or not (release / "metadata.json").is_file():
+    release = release_beside(out)
+    if release is None:
         return out
     shown, used = printable(str(out)), printable(str(release))
     click.echo(f"Note: {shown} does not exist. Using the release checkpoint beside it; pass {used} instead.", err=True)

@@ -14,6 +14,7 @@ from megatron.bridge.release_checkpoint.layout import (
     REPLACED,
     STAGING,
     TRACKER,
+    TRIAL,
     is_link_to_release,
     is_payload,
 )
@@ -21,8 +22,6 @@ from megatron.bridge.release_checkpoint.payload import Payload, examine_payload,
 
 
 _LEFTOVERS = (STAGING, REPLACED, TRACKER + INCOMPLETE)
-# An import makes this link and removes it, to see whether the file system has links.
-_TRIAL = ITERATION_0 + INCOMPLETE
 
 
 @dataclass
@@ -108,7 +107,7 @@ def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
     names = sorted(entry.name for entry in os.scandir(root) if entry.name not in linked)
     found.folders = [name for name in names if (root / name).is_dir() and (name == RELEASE or _is_iteration(name))]
     found.leftovers = [
-        name for name in names if name in _LEFTOVERS or name == _TRIAL and is_link_to_release(root / _TRIAL)
+        name for name in names if name in _LEFTOVERS or name == TRIAL and is_link_to_release(root / TRIAL)
     ]
     found.busy = STAGING in found.leftovers and _is_locked(root / STAGING)
     if (root / TRACKER).is_file():

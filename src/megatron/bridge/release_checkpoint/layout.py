@@ -29,6 +29,8 @@ BRIDGE_TRACKER = "latest_train_state.pt"
 INCOMPLETE = ".incomplete"
 STAGING = RELEASE + INCOMPLETE
 REPLACED = "release.replaced"
+# A link that an import makes and removes, to see whether the file system has links.
+TRIAL = ITERATION_0 + INCOMPLETE
 
 # In the payload.
 METADATA = ".metadata"

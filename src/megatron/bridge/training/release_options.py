@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 
-from megatron.bridge.release_checkpoint.layout import INCOMPLETE, ITERATION_0, RELEASE, as_path, is_link_to_release
+from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, TRIAL, as_path, is_link_to_release
 from megatron.bridge.utils.common_utils import get_rank_safe, print_rank_0
 
 
@@ -17,8 +17,6 @@ logger = logging.getLogger(__name__)
 LAYOUT_VARIABLE = "MEGATRON_BRIDGE_CHECKPOINT_LAYOUT"
 _LAYOUTS = {RELEASE: True, "iter": False}
 _FORMAT = "torch_dist"
-# Made and removed to see whether links can be made.
-TRIAL = ITERATION_0 + INCOMPLETE
 
 
 def release_wanted(release: bool | None, default: bool, link_iter_0: bool = False, ckpt_format: str = _FORMAT) -> bool:

@@ -7,17 +7,15 @@ doesn't find: 5 writes `rope_parameters`, with which 4.57 computes at a `rope_th
 
 import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
 from transformers import PretrainedConfig
 
-from megatron.bridge.models.conversion.safetensors_header import DTYPES
+from megatron.bridge.models.conversion.safetensors_header import DTYPES, read_header
 from megatron.bridge.models.hf_pretrained.export_files import OwnFiles
 from megatron.bridge.models.hf_pretrained.model_files import CONFIG, write
 from megatron.bridge.models.hf_pretrained.safe_config_loader import safe_load_config_with_retry
@@ -130,12 +128,10 @@ def _set_dtype(config: dict[str, Any], old: str | None, new: str | None) -> None
 
 def _dtype_of_weights(folder: Path) -> str | None:
     """Return the dtype that most of the weights in a folder have, as a config spells it."""
-    numbers = Counter()
+    numbers: Counter[str] = Counter()
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                tensor = opened.get_slice(name)
-                numbers[tensor.get_dtype()] += math.prod(tensor.get_shape())
+        for tensor in read_header(file).values():
+            numbers[tensor.dtype] += tensor.numel
     dtypes = (DTYPES.get(name) for name, _ in numbers.most_common())
     found = next((dtype for dtype in dtypes if dtype and dtype.is_floating_point and dtype.itemsize > 1), None)
     return str(found).removeprefix("torch.") if found else None
