@@ -149,6 +149,14 @@ def unit(session: nox.Session) -> None:
     _pytest(session, ["tests/reliability", "tests/unit"])
 
 
+@nox.session(python=PYTHON, requires=["build"])
+def types(session: nox.Session) -> None:
+    """Check the types of src/, fork/ and changes/ against the wheel and what it stands on."""
+    _install_patched(session)
+    session.install(*_group("types"))
+    session.run("mypy", *_arguments(session)[1])
+
+
 @nox.session(python=PYTHON)
 def transformers_4(session: nox.Session) -> None:
     """Install the transformers of Bridge 0.3, with which the functional tests read what is exported."""

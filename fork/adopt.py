@@ -53,7 +53,7 @@ def look_up(version: str, megatron_core: str | None = None, transformers: str | 
     return Upstream(version, sha256, megatron_core, transformers or _newest("transformers", asked))
 
 
-def _minor(version: str) -> tuple[int, int]:
+def _minor(version: str) -> tuple[int, ...]:
     return Version(version).release[:2]
 
 
@@ -141,7 +141,7 @@ def candidates(each: Misplaced, sources: dict[str, str]) -> list[str]:
     scope, node = each.edit.scope, each.edit.node
     try:
         places = syntax.find(wrapper.module, scope, node) if node else [syntax.find_definition(wrapper.module, scope)]
-        if not places:
+        if node and not places:
             places = _alike(syntax.find(wrapper.module, scope, Node("", *_kind(node))), _kind(node)[2])
     except EditError:
         definitions = syntax.find(wrapper.module, "", Node("", lambda x: isinstance(x, syntax.DEFINITION), (), ""))
@@ -158,7 +158,7 @@ def _kind(node: syntax.Matcher) -> tuple:
     if described:
         kinds, wanted = described.kinds, described.wanted
     else:
-        kinds = (getattr(cst, type(node).__name__, ()),)
+        kinds = (getattr(cst, type(node).__name__, type(None)),)
         wanted = ".".join(re.findall(r"Name\(value='(\w+)'", repr(node)))
     return lambda each: isinstance(each, kinds), kinds, wanted
 

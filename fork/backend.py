@@ -164,7 +164,7 @@ def _pack(root: Path, target: Path, made: tuple[int, ...]) -> None:
     epoch = os.environ.get("SOURCE_DATE_EPOCH") or str(calendar.timegm(made))
     # WheelFile sorts the entries and writes RECORD. Stored: deflated bytes would depend on the machine's zlib.
     with mock.patch.dict(os.environ, SOURCE_DATE_EPOCH=epoch), WheelFile(target, "w", zipfile.ZIP_STORED) as wheel:
-        wheel.write_files(root)
+        wheel.write_files(str(root))
 
 
 def publish(packed: Path, folder: Path) -> Path:

@@ -137,7 +137,8 @@ def _estimate(change: Change) -> Iterator[tuple[str, int, int]]:
 
 def problems(sizes: Sequence[Size]) -> list[str]:
     """Returns, one a line, what is against the rules of the stack."""
-    found, before = [], set()
+    found: list[str] = []
+    before: set[str] = set()
     for size in sizes:
         change, name = size.change, f"change {size.change.name}"
         if size.total > size.limit:

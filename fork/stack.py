@@ -35,6 +35,7 @@ def load(folder: Path = CHANGES, names: Iterable[str] = ()) -> list[Change]:
     changes = []
     for path in files(folder):
         spec = importlib.util.spec_from_file_location(f"changes.{path.stem}", path)
+        assert spec and spec.loader, "it is a Python file"
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         changes.append(module.change)
@@ -71,8 +72,9 @@ def read_release(package: Path) -> str:
     """Returns the version that upstream's package_info.py states, without importing it."""
     values = {}
     for node in ast.parse((package / "package_info.py").read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            values[node.targets[0].id] = node.value.value
+        match node:
+            case ast.Assign(targets=[ast.Name(name)], value=ast.Constant(value)):
+                values[name] = str(value)
     return f"{values['MAJOR']}.{values['MINOR']}.{values['PATCH']}{values['PRE_RELEASE']}"
 
 
@@ -118,14 +120,16 @@ def apply(
                 misplaced.append(Misplaced(message, file.path))
                 continue
             before = sources[file.path] if file.path in sources else (package / file.path).read_text("utf-8")
-            found: list[Misplaced] | None = None if misplaced is None else []
+            found: list[Misplaced] = []
             try:
-                sources[file.path] = file.apply(before, release, pristine=pristine, misplaced=found)
+                sources[file.path] = file.apply(
+                    before, release, pristine=pristine, misplaced=None if misplaced is None else found
+                )
             except EditError as error:
                 remedy = f"look at megatron-bridge {release} and adjust the edit in changes/"
                 raise EditError(f"change {change.name}: {error}; {remedy}") from None
-            for each in found or ():
-                misplaced.append(replace(each, message=f"change {change.name}: {each.message}"))
+            if misplaced is not None:
+                misplaced += [replace(each, message=f"change {change.name}: {each.message}") for each in found]
             if sources[file.path] != before:
                 touched.setdefault(file.path, []).append(change.name)
         for module in change.modules:
@@ -140,8 +144,8 @@ def apply(
         else:
             (package / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(modules / path, package / path)
-    for path, text in project.items():
-        path.write_text(text, "utf-8")
+    for changed, text in project.items():
+        changed.write_text(text, "utf-8")
     tidy(root, [package / path for path in touched if path in sources])
     return touched
 

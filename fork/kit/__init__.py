@@ -126,7 +126,8 @@ def pack(payload: Path, folder: Path, part_size: int | None = None, compiled_for
         compiled_for: the versions that the kit's Transformer Engine was compiled for; None without one.
     """
     folder.mkdir(parents=True)
-    with Parts(folder, part_size) as parts, tarfile.open(fileobj=parts, mode="w|") as archive:
+    # Of a stream, tarfile calls `write` and nothing else.
+    with Parts(folder, part_size) as parts, tarfile.open(fileobj=parts, mode="w|") as archive:  # type: ignore[call-overload]
         for path in sorted(filter(Path.is_file, payload.rglob("*"))):
             archive.add(path, path.relative_to(payload).as_posix(), filter=_anonymous)
     manifest = {
@@ -176,18 +177,18 @@ class Parts:
         while rest:
             room = self.size - self.file.tell() if self.file and self.size else len(rest)
             if self.file is None or room == 0:
-                self._next()
+                self.file = self._next()
                 room = self.size or len(rest)
             self.file.write(rest[:room])
             rest = rest[room:]
         return len(data)
 
-    def _next(self) -> None:
+    def _next(self) -> io.BufferedWriter:
         if self.file:
             self.file.close()
         name = f"payload.tar.{len(self.paths):02}" if self.size else "payload.tar"
         self.paths.append(self.folder / name)
-        self.file = self.paths[-1].open("wb")
+        return self.paths[-1].open("wb")
 
 
 def parse_size(text: str) -> int:

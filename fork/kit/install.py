@@ -7,6 +7,7 @@ doesn't change that Python: the environment is a separate folder, in which the k
 
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import runpy
@@ -74,7 +75,9 @@ def check_host(manifest: dict) -> None:
 
 def torch_of_host() -> tuple:
     """Return the versions of torch and its CUDA, without the seconds that an import takes."""
-    found = runpy.run_path(str(Path(importlib.util.find_spec("torch").origin).with_name("version.py")))
+    spec = importlib.util.find_spec("torch")
+    assert spec and spec.origin, "`check_host` has found it"
+    found = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
     return str(found["__version__"]), found.get("cuda")
 
 
@@ -110,7 +113,8 @@ def clear(environment: Path) -> None:
 
 def unpack(parts: list, folder: Path, manifest: dict) -> None:
     """Join and unpack the parts, and check each file."""
-    with Joined(parts) as joined, tarfile.open(fileobj=joined, mode="r|") as archive:
+    # Of a stream, tarfile calls `read` and nothing else.
+    with Joined(parts) as joined, tarfile.open(fileobj=joined, mode="r|") as archive:  # type: ignore[call-overload]
         archive.extractall(folder, filter="data")
     damaged = [entry["file"] for entry in manifest["files"] if sha256(folder / entry["file"]) != entry["sha256"]]
     if damaged:
@@ -122,7 +126,7 @@ class Joined:
 
     def __init__(self, paths: list) -> None:
         self.paths = list(paths)
-        self.file = None
+        self.file: io.BufferedReader | None = None
 
     def __enter__(self) -> "Joined":
         return self
@@ -135,10 +139,10 @@ class Joined:
         """Return `size` bytes, or fewer at the end of the last file."""
         found = b""
         while len(found) < size and (self.file or self.paths):
-            self.file = self.file or self.paths.pop(0).open("rb")
-            block = self.file.read(size - len(found))
+            file = self.file = self.file or self.paths.pop(0).open("rb")
+            block = file.read(size - len(found))
             if not block:
-                self.file.close()
+                file.close()
                 self.file = None
             found += block
         return found

@@ -117,7 +117,7 @@ def needed(tools: Sequence[str]) -> list[str]:
 def closure(names: Iterable[str], through: Sequence[str] = LEFT_OUT) -> list[str]:
     """Returns the packages and all their requirements without extras, except for `through` and their requirements."""
     found: list[str] = []
-    waiting = [canonicalize_name(name) for name in names]
+    waiting: list[str] = [canonicalize_name(name) for name in names]
     while waiting:
         name = waiting.pop()
         if name not in (*found, *through):
@@ -188,4 +188,4 @@ def link(names: Iterable[str], folder: Path) -> None:
             path = Path(file) if top in shared else Path(top)
             if not (folder / path).is_symlink():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path).symlink_to(metadata.distribution(name).locate_file(path))
+                (folder / path).symlink_to(str(metadata.distribution(name).locate_file(path)))

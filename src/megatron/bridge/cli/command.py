@@ -3,6 +3,7 @@
 
 import errno
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,6 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _raised_by_bridge(error: Exception) -> bool:
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    modules = type(error).__module__, trace.tb_frame.f_globals.get("__name__", "")
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = type(error).__module__, *frames[-1:]
     return any(module.startswith("megatron.bridge") for module in modules)

@@ -35,7 +35,7 @@ def lean_imports() -> Iterator[None]:
     sys.meta_path[:0] = [_StandIn(package) for package in PACKAGES if importlib.util.find_spec(package)]
     _compile_when_called()
     for package in PARENTS:
-        if package not in sys.modules and (spec := importlib.util.find_spec(package)):
+        if package not in sys.modules and (spec := importlib.util.find_spec(package)) and spec.loader:
             sys.modules[package] = module = importlib.util.module_from_spec(spec)
             with lazy_imports(package):
                 spec.loader.exec_module(module)

@@ -92,7 +92,8 @@ def command(
         document |= {"notes": [*notes, *document["notes"]], "warnings": terminal.warnings}
         click.echo(json.dumps(document, indent=2))
         return
-    payload = found.payload
+    if (payload := found.payload) is None:
+        raise click.ClickException(f"{out} is gone. Another process removed it. Import the model again.")
     what = "a release checkpoint" if release else f"{ITERATION_0}, the layout before release checkpoints"
     click.echo(f"Wrote {out}: {what}, {payload.parameters:,} parameters, {human_bytes(payload.size)}.\n")
     if release:

@@ -2,7 +2,7 @@
 """What was found at a checkpoint root, as a JSON document and as text."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -140,7 +140,7 @@ def show_flags(found: Checkpoint) -> None:
         _print_flags(flags, notes)
 
 
-def _print_flags(flags: dict[str, list[str]], notes: list[str]) -> None:
+def _print_flags(flags: Mapping[str, Sequence[str]], notes: list[str]) -> None:
     click.echo("Megatron-LM starts from it with:")
     click.echo(f"  {shlex.join(flags['use_checkpoint_args'])}")
     click.echo("or, without --use-checkpoint-args, with:")

@@ -164,7 +164,7 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
-def human_bytes(size: int) -> str:
+def human_bytes(size: float) -> str:
     """Return a number of bytes as people read it."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:

@@ -14,10 +14,12 @@ import functools
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 
 logger = logging.getLogger(__name__)
+
+_MaybePath = TypeVar("_MaybePath", bound="str | os.PathLike | None")
 
 # In the root.
 RELEASE = "release"
@@ -60,7 +62,7 @@ def is_payload(path: str | os.PathLike) -> bool:
 
 def is_link_to_release(path: str | os.PathLike) -> bool:
     """Return whether a path is a symbolic link to the release beside it."""
-    return os.path.islink(path) and os.readlink(path) == RELEASE
+    return os.path.islink(path) and os.readlink(str(path)) == RELEASE
 
 
 def saved_iterations(root: str | os.PathLike) -> list[int]:
@@ -158,10 +160,9 @@ def release_beside(path: str | os.PathLike) -> Any | None:
     return release
 
 
-def release_for(path: str | os.PathLike | None) -> str | os.PathLike | None:
+def release_for(path: _MaybePath) -> _MaybePath | str:
     """Return what :func:`release_beside` finds, with a warning, and any other path unchanged."""
-    release = None if path is None else release_beside(path)
-    if release is None:
+    if path is None or (release := release_beside(path)) is None:
         return path
     _warn_once(str(as_path(path)), str(release))
     return str(release)

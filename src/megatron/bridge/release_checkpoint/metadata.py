@@ -269,6 +269,7 @@ def _dtype(properties: Any) -> str:
     """Return the name of the dtype in TensorProperties, whose state is a tuple or, in early releases, a dict."""
     _expect(properties, "TensorProperties")
     dtype = properties.get("dtype") if isinstance(properties.state, dict) else properties.state[0]
-    if not (isinstance(dtype, type) and _METADATA_CLASSES.get(("torch", dtype.__name__)) is dtype is not pickles.Size):
+    name = dtype.__name__ if isinstance(dtype, type) else ""
+    if not name or dtype is pickles.Size or dtype is not _METADATA_CLASSES.get(("torch", name)):
         raise ValueError("expected the dtype of a tensor")
-    return dtype.__name__
+    return name

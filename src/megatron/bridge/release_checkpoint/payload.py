@@ -113,7 +113,7 @@ class Payload:
     @property
     def version(self) -> float | None:
         """`checkpoint_version`: below 2.0 Megatron-LM permutes the QKV weights on load."""
-        version = (self.state or {}).get("checkpoint_version")
+        version: Any = (self.state or {}).get("checkpoint_version")
         return float(version) if type(version) in (int, float) and abs(version) <= MAX_INT else None
 
     @cached_property

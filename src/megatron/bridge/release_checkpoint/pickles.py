@@ -47,6 +47,8 @@ class Inert:
     """
 
     __slots__ = ("args", "state")
+    args: tuple[Any, ...]
+    state: Any
     name = kind = ""
 
     def __new__(cls, *args: Any) -> Any:
@@ -182,6 +184,9 @@ def _check(data: bytes, unpickler: _Unpickler) -> None:
     memo: list[Any] = []
     spent = 0
     file = io.BytesIO(data)
+    # Their types depend on the opcode, and a position is always known here.
+    value: Any
+    position: Any
     for opcode, value, position in pickletools.genops(file):
         name = opcode.name
         # The most frequent first: a large file has millions.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from megatron.bridge.release_checkpoint import repair
 from megatron.bridge.release_checkpoint.examine import Checkpoint
 from megatron.bridge.release_checkpoint.layout import BRIDGE_TRACKER, COMMON_PT, ITERATION_0, RELEASE, TRAIN_STATE
-from megatron.bridge.release_checkpoint.payload import some
+from megatron.bridge.release_checkpoint.payload import Payload, some
 from megatron.bridge.release_checkpoint.state import FORMS
 from megatron.bridge.release_checkpoint.verdicts import tracker_fault
 
@@ -22,16 +22,16 @@ class Problem:
 
 def problems(checkpoint: Checkpoint) -> list[Problem]:
     """Return what is wrong with a checkpoint; nothing if all is well."""
-    if checkpoint.payload is None:
+    payload = checkpoint.payload
+    if payload is None:
         return [*(Problem(what, repairable=False) for what in _misled(checkpoint)), _absence(checkpoint)]
     plan = repair.foresee(checkpoint)
     steps = plan.steps if plan is not None else ()
-    found = list(_faults(checkpoint, plan)) or [f"A repair would {step.what}" for step in steps]
+    found = list(_faults(checkpoint, payload, plan)) or [f"A repair would {step.what}" for step in steps]
     return [Problem(what, repairable=bool(steps)) for what in found]
 
 
-def _faults(checkpoint: Checkpoint, plan: repair.Plan | None) -> Iterator[str]:
-    payload = checkpoint.payload
+def _faults(checkpoint: Checkpoint, payload: Payload, plan: repair.Plan | None) -> Iterator[str]:
     yield from _misled(checkpoint)
     yield from payload.damage
     for name, form in payload.forms.items():
@@ -44,7 +44,7 @@ def _faults(checkpoint: Checkpoint, plan: repair.Plan | None) -> Iterator[str]:
         return
     yield from _faults_of_root(checkpoint, plan)
     if checkpoint.layout != "training" and not payload.damage and payload.format == "torch_dist":
-        yield from _lacks_of_release(checkpoint)
+        yield from _lacks_of_release(checkpoint, payload)
 
 
 def _faults_of_root(checkpoint: Checkpoint, plan: repair.Plan | None) -> Iterator[str]:
@@ -61,9 +61,8 @@ def _faults_of_root(checkpoint: Checkpoint, plan: repair.Plan | None) -> Iterato
         yield f"{RELEASE} is here and is not whole, {plan.payload.path.name} is"
 
 
-def _lacks_of_release(checkpoint: Checkpoint) -> Iterator[str]:
+def _lacks_of_release(checkpoint: Checkpoint, payload: Payload) -> Iterator[str]:
     """Say in what a payload without training state differs from a release."""
-    payload = checkpoint.payload
     is_iteration_0 = checkpoint.layout == "iter"
     if is_iteration_0:
         yield (

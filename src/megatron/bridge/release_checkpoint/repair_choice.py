@@ -19,7 +19,7 @@ def choose(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:
     root, shown = checkpoint.root, checkpoint.payload
     if checkpoint.busy:
         raise Refused(f"an import or a repair of {root} is running: wait for it")
-    if checkpoint.kind == "payload":
+    if shown is not None and checkpoint.kind == "payload":
         raise Refused(f"{shown.path} is a folder of a checkpoint: give the root, {root}")
     if checkpoint.misled is not None:
         raise Refused(

@@ -41,12 +41,12 @@ def steps_of_state(payload: Payload, hf_model: str | None, trust_remote_code: bo
     rewritten = hashes if COMMON_PT in payload.forms else ""
     mended = _state_fault(payload) or _lacking(payload)
     found = []
-    if (mended or stale) and not is_plain({**_kept_plain(payload.state), "args": None}):
+    if (mended or stale) and not is_plain({**_kept_plain(_state(payload)), "args": None}):
         raise Refused(
             f"{payload.path}: the common state holds objects, expected numbers, text, lists and dicts: import the "
             "model again"
         )
-    if mended or stale and not is_plain(payload.state):
+    if mended or stale and not is_plain(_state(payload)):
         source = _source_of_args(payload, hf_model)
         what = f"write Megatron-LM's args, from {source}, into common.pt{rewritten}"
         found.append(Step(what, lambda: _write_state(payload, hf_model, trust_remote_code)))
@@ -60,18 +60,23 @@ def steps_of_state(payload: Payload, hf_model: str | None, trust_remote_code: bo
     return found
 
 
+def _state(payload: Payload) -> dict[str, Any]:
+    """Return the common state. A payload without one is damaged, and not repaired."""
+    return payload.state or {}
+
+
 def _differs(payload: Payload, name: str) -> bool:
     """Return whether one form must be written from the other one. Every release has a `common.pt`."""
     if name not in payload.forms:
         return name == COMMON_PT
     state = payload.forms[name].state
-    return state is None or bool(differences(state, payload.state))
+    return state is None or bool(differences(state, _state(payload)))
 
 
 def _lacking(payload: Payload) -> dict[str, str]:
     """Return the keys that only the other form has, each with the name of that form."""
     others = {name: form.state for name, form in payload.forms.items() if form.state and name != payload.source}
-    return {key: name for name, state in others.items() for key in _kept(state) if key not in payload.state}
+    return {key: name for name, state in others.items() for key in _kept(state) if key not in _state(payload)}
 
 
 def truth(payload: Payload) -> Payload:
@@ -83,7 +88,7 @@ def truth(payload: Payload) -> Payload:
     found = [replace(payload, source=name) for name, form in payload.forms.items() if form.state is not None]
     ranks = [(not _args_fault(each), each.args is not None) for each in found]
     best = found[ranks.index(max(ranks))]
-    kept = [_kept_plain(each.state) for each, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
+    kept = [_kept_plain(_state(each)) for each, rank in zip(found, ranks, strict=True) if rank == max(ranks)]
     # A key that only one form has is no difference: it is kept.
     shared = [{key: value for key, value in each.items() if key in kept[-1] and key in kept[0]} for each in kept]
     if differing := [name for other in shared[1:] for name in differences(shared[0], other)]:
@@ -115,7 +120,7 @@ def _args_fault(payload: Payload) -> bool:
 
 def _state_fault(payload: Payload) -> bool:
     """Return whether the common state differs from a release's in what Megatron-LM reads."""
-    state = payload.state
+    state = _state(payload)
     training = any(key in state for key in TRAINING_STATE)
     return _args_fault(payload) or payload.version != 3.0 or state.get("iteration") != 0 or training
 
@@ -198,7 +203,9 @@ def _load_state(payload: Payload) -> dict[str, Any]:
         file.seek(offset)
         data = file.read(length)
     try:
-        from megatron.core.safe_globals import SAFE_GLOBALS as known
+        from megatron.core.safe_globals import SAFE_GLOBALS
+
+        known = list(SAFE_GLOBALS)
     except ImportError:  # core 0.13 and before
         known = []
     # Permanently, as megatron.core does on import. torch's context manager would remove what that has added.
@@ -213,6 +220,7 @@ def _load_state(payload: Payload) -> dict[str, Any]:
 def _file_of_state(payload: Payload, source: str) -> tuple[str, int, int]:
     if source == COMMON_PT:
         return COMMON_PT, 0, -1
+    assert payload.metadata is not None, "a payload without it is damaged, and not repaired"
     shard = next(shard for shard in payload.metadata.shards if shard.entry == COMMON_STATE)
     return shard.file, shard.offset, shard.length
 

@@ -152,7 +152,8 @@ def plain_args(state: dict[str, Any] | None) -> Namespace | None:
     args = (state or {}).get("args")
     if not isinstance(args, Inert) or not isinstance(args.state, dict):
         return None
-    plain, left, known = Namespace(), _MAX_ARGS, {}
+    plain, left = Namespace(), _MAX_ARGS
+    known: dict[int, int | None] = {}
     for name, value in args.state.items():
         size = _size_of_plain(value, known)
         if isinstance(name, str) and size is not None and size <= left:
@@ -175,7 +176,8 @@ def _size_of_plain(value: Any, known: dict[int, int | None], depth: int = 0) -> 
             return None
         if id(value) not in known:
             sizes = [_size_of_plain(each, known, depth + 1) for each in value]
-            known[id(value)] = None if None in sizes else sum(sizes, 2)
+            plain = [size for size in sizes if size is not None]
+            known[id(value)] = sum(plain, 2) if len(plain) == len(sizes) else None
         return known[id(value)]
     if isinstance(value, str):
         return len(value) + 2

@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
+from typing import Any, Literal
 
 from megatron.bridge.release_checkpoint.examine import Checkpoint
 from megatron.bridge.release_checkpoint.flags import megatron_lm_flags
@@ -72,7 +72,7 @@ _UNTAKEN_0_15 = (
 # Defaults of megatron/core/transformer/transformer_config.py, which hold if a flag is not given or not known.
 _ALIKE = {"--moe-router-score-function": "softmax", "--rope-type": "yarn"}
 _CORE = "Megatron-LM, core "
-_UP_TO_0_15 = {"takes_zero": False, "needs_args": True, "untaken": _UNTAKEN_0_15}
+_UP_TO_0_15: dict[str, Any] = {"takes_zero": False, "needs_args": True, "untaken": _UNTAKEN_0_15}
 
 MEGATRON_LM = (
     Series("0.12", **_UP_TO_0_15, unknown=_SINCE_0_13),
@@ -188,6 +188,7 @@ def _takes_args(checkpoint: Checkpoint, payload: Payload, series: Series) -> _Fo
 def _starts(checkpoint: Checkpoint, payload: Payload, series: Series) -> _Found:
     if checkpoint.named != RELEASE:
         return "yes", f"resumes at {payload.iteration}"
+    assert payload.args is not None, "`_takes_args` decides without them"
     return _command_line(payload.args, series) or ("yes", "starts at iteration 0")
 
 
@@ -251,16 +252,17 @@ def _installed_core() -> tuple[int, int] | None:
 
 def tracker_fault(checkpoint: Checkpoint) -> str | None:
     """Return why Megatron-LM doesn't get from the tracker to the payload, None if it does."""
+    found = checkpoint.payload.path.name if checkpoint.payload else None
     if checkpoint.tracker is None:
         return "no tracker: starts from random weights"
     if checkpoint.named is None:
         return f"the tracker holds {checkpoint.tracker[:20]!r}"
-    if checkpoint.named == ITERATION_0 and checkpoint.link == RELEASE == checkpoint.payload.path.name:
+    if checkpoint.named == ITERATION_0 and checkpoint.link == RELEASE == found:
         return None
     if checkpoint.named not in checkpoint.folders:
         return f"the tracker names {checkpoint.named}, which is not there"
-    if checkpoint.payload.path.name != checkpoint.named:
-        return f"the tracker names {checkpoint.named}, not {checkpoint.payload.path.name}"
+    if found != checkpoint.named:
+        return f"the tracker names {checkpoint.named}, not {found}"
     return None
 
 

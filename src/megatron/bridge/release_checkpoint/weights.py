@@ -22,17 +22,17 @@ _UNLIKE = (
 _EMBEDDING = re.compile(r"(?:model\d*\.)?embedding\.word_embeddings\.weight")
 
 
-def contradictions(args: Namespace | None, metadata: Metadata) -> list[str]:
+def contradictions(args: Namespace | None, metadata: Metadata | None) -> list[str]:
     """Compare args with the shapes of the weights.
 
     Args:
         args: Megatron-LM's args.
-        metadata: What `.metadata` says.
+        metadata: What `.metadata` says, None if it is damaged.
 
     Returns:
         What differs, each as a field with both values. A field that is unknown on either side is left out.
     """
-    if args is None:
+    if args is None or metadata is None:
         return []
 
     def given(name: str) -> int | None:
@@ -46,7 +46,7 @@ def contradictions(args: Namespace | None, metadata: Metadata) -> list[str]:
         compared["padded_vocab_size"] = given("padded_vocab_size"), {shape[0]}
         compared["hidden_size"] = given("hidden_size"), {shape[1]}
     unlike = any(getattr(args, name, None) for name in _UNLIKE) or any(name.startswith("encoder.") for name in shapes)
-    layers = [(found, shape) for name, shape in shapes.items() if (found := _LAYER.fullmatch(name)) and not unlike]
+    layers = [(match, shape) for name, shape in shapes.items() if (match := _LAYER.fullmatch(name)) and not unlike]
     numbered = {int(found[1]) for found, _ in layers if found[1]}
     stacked = {shape[0] for found, shape in layers if not found[1] and shape}
     if numbered and not stacked:

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -16,9 +16,6 @@ from megatron.bridge.models.conversion.hf_files import some
 from megatron.bridge.models.conversion.quantized import FLOAT8
 from megatron.bridge.models.conversion.safetensors_header import read_header
 
-
-if TYPE_CHECKING:
-    from megatron.bridge.models.conversion.model_bridge import WeightConversionTask
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +31,12 @@ def warn_of_casts(account: Account | None) -> None:
     """
     if account is None or getattr(account.hf_pretrained, "torch_dtype", None) is not None:
         return
-    kinds = defaultdict(set)
+    kinds: dict[tuple[torch.dtype, torch.dtype], set[str]] = defaultdict(set)
     for _, dtype, names in _casts(account):
         for name in names:
             kinds[account.stored[name].dtype, dtype].add(_NUMBER.sub(".*", name))
-    for (stored, wanted), names in sorted(kinds.items(), key=str):
-        logger.warning("cast from %s to %s, the dtype of the Megatron model: %s", stored, wanted, some(names))
+    for (stored, wanted), kind in sorted(kinds.items(), key=str):
+        logger.warning("cast from %s to %s, the dtype of the Megatron model: %s", stored, wanted, some(kind))
 
 
 def check_overflow(account: Account | None) -> None:
@@ -51,14 +48,16 @@ def check_overflow(account: Account | None) -> None:
     Raises:
         ValueError: One did.
     """
-    for task, dtype, names in _casts(account) if account else ():
+    if account is None:
+        return
+    for weight, dtype, names in _casts(account):
         wider = [name for name in names if torch.finfo(account.stored[name].dtype).max > torch.finfo(dtype).max]
-        if wider and not is_finite(task.param_weight.to(dtype)):
+        if wider and not is_finite(weight.to(dtype)):
             for name in wider:
                 check_cast(name, account.hf_pretrained.state[name], dtype)
 
 
-def check_pieces(key: str, tensor: torch.Tensor) -> None:
+def check_pieces(key: str, tensor: Any) -> None:
     """Check the casts of a tensor that is written in blocks. Called when its values are not finite.
 
     Args:
@@ -100,18 +99,18 @@ def check_cast(name: str, source: torch.Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def _casts(account: Account) -> Iterator[tuple["WeightConversionTask", torch.dtype, list[str]]]:
-    """Yield the tasks of this rank that cast, to which dtype, and of which tensors."""
+def _casts(account: Account) -> Iterator[tuple[torch.Tensor, torch.dtype, list[str]]]:
+    """Yield the parameters of this rank that are cast, to which dtype, and of which tensors."""
     for task in account.tasks:
         names = account.reads(task)
         if task.param_weight is None or not all(_is_plain(account.stored[name].dtype) for name in names):
             continue
         # Norms are cast to the dtype of the model after they are loaded.
         dtype = task.param_weight.dtype
-        if isinstance(task.param_weight, torch.nn.Parameter):
+        if isinstance(task.param_weight, torch.nn.Parameter) and task.megatron_module is not None:
             dtype = getattr(task.megatron_module.config, "params_dtype", dtype)
         if cast := [name for name in names if account.stored[name].dtype != dtype]:
-            yield task, dtype, cast
+            yield task.param_weight, dtype, cast
 
 
 def _is_plain(dtype: torch.dtype) -> bool:

@@ -28,7 +28,7 @@ def check_weights(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{index} has no weight_map from tensor names to files: copy the file again")
     if single.is_file() and single.name not in weight_map.values():
         raise ValueError(f"{path} holds two sets of weights, {single.name} and those of {INDEX}: remove one of them")
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(weight_map.values())):
         shard = path / name
         if Path(name).name != name:
@@ -80,7 +80,8 @@ def in_one_line(error: BaseException) -> str:
 
 def _merged(files: dict[Path, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Return the tensors of several files without an index, of which no two hold the same one."""
-    tensors, places = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    places: dict[str, str] = {}
     for file, found in files.items():
         if twice := found.keys() & tensors.keys():
             name = min(twice)

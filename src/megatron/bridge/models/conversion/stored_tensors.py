@@ -29,7 +29,7 @@ class StoredTensors(Mapping):
     """
 
     def __init__(self, state: StateDict) -> None:
-        self._state = state
+        self._state: Any = state
         source = state.source
         self._files: dict[str, Path] = {}
         if isinstance(source, SafeTensorsStateSource):
@@ -37,7 +37,8 @@ class StoredTensors(Mapping):
         found = {file: headers(file) for file in sorted(set(self._files.values()))}
         keys = source.get_all_keys()
         self._tensors = {
-            name: found[self._files[name]][name] if name in self._files else state[name].to("meta") for name in keys
+            name: found[self._files[name]][name] if name in self._files else self._state[name].to("meta")
+            for name in keys
         }
 
     def __getitem__(self, name: str) -> torch.Tensor:

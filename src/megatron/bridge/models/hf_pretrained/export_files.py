@@ -5,7 +5,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import transformers
 
@@ -82,8 +82,8 @@ def own_files(
     files = _files_of_source_or_release(Path(resolve_checkpoint(megatron_path)), source_path)
     if not files:
         return OwnFiles(files, target, {}, ())
-    left = (CONFIG,) if has_one_of(files, *TOKENIZER) else (CONFIG, *TOKENIZER)
-    pretrained = bridge.hf_pretrained
+    left: tuple[str, ...] = (CONFIG,) if has_one_of(files, *TOKENIZER) else (CONFIG, *TOKENIZER)
+    pretrained: Any = bridge.hf_pretrained
     generation = getattr(pretrained, "_generation_config", None)
     if generation is not None and generation != pretrained._load_generation_config():
         files.pop(GENERATION, None)
@@ -107,7 +107,7 @@ def _files_of_source_or_release(payload: Path, source_path: str | os.PathLike | 
     return files
 
 
-def _states(folder: Path) -> dict[str, tuple[int, int, int]]:
+def _states(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return what tells whether a file was written anew, for each that transformers may write."""
     states = {name: (folder / name).lstat() for name in names_in(folder) if is_one_of(name, *RESAVED)}
     return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states.items()}

@@ -114,7 +114,7 @@ def found_files(folder: Path, links: bool) -> dict[str, Path]:
         else:
             files[name], sizes[name] = path, path.stat().st_size
     while sum(sizes.values()) > MAX_BYTES:
-        left_out.append(max(sizes, key=sizes.get))
+        left_out.append(max(sizes, key=sizes.__getitem__))
         logger.warning("%s has more than 64 MB beside its weights: %s is left out", folder, left_out[-1])
         del sizes[left_out[-1]]
     # A part of a tokenizer is none.
@@ -176,7 +176,8 @@ def local_folder(model: str | os.PathLike | None, revision: str | None = None) -
     from huggingface_hub import snapshot_download
 
     try:
-        config = Path(cached_file(str(model), CONFIG, revision=revision, local_files_only=True))
+        cached = cached_file(str(model), CONFIG, revision=revision, local_files_only=True)
+        config = Path(cached)  # type: ignore[arg-type] - None only if an option asks for it
     except (OSError, ValueError) as error:
         logger.warning("%s is neither a folder nor in the hub's cache, none of its files is taken: %s", model, error)
         return None

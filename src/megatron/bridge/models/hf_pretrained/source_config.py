@@ -82,14 +82,14 @@ def own_config(own: OwnFiles) -> OwnConfig | None:
 
 def _configs(bridge: "AutoBridge", kept: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the config that a bridge was made of, and the one that it has now, both as transformers spells them."""
-    pretrained = bridge.hf_pretrained
+    pretrained: Any = bridge.hf_pretrained
     config = pretrained if isinstance(pretrained, PretrainedConfig) else pretrained.config
     if config is not pretrained:
         revision = pretrained.init_kwargs.get("revision")
         options = {"trust_remote_code": bool(getattr(pretrained, "trust_remote_code", False))}
         options |= {"revision": revision} if revision else {}
         try:
-            source = safe_load_config_with_retry(pretrained.model_name_or_path, **options)
+            source: Any = safe_load_config_with_retry(pretrained.model_name_or_path, **options)
             return source.to_dict(), config.to_dict()
         except (OSError, ValueError) as error:
             logger.debug("the config of %s is compared with the kept one: %s", pretrained.model_name_or_path, error)
@@ -99,7 +99,7 @@ def _configs(bridge: "AutoBridge", kept: dict[str, Any]) -> tuple[dict[str, Any]
 def _apply(config: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Make the changes from `old` to `new` in a config that may spell them in another way."""
     for key in sorted({*old, *new} - _NO_CHANGE):
-        value = new.get(key)
+        value: Any = new.get(key)
         if old.get(key) == value:
             continue
         if all(isinstance(each.get(key), dict) for each in (config, old, new)):

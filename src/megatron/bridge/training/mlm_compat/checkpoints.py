@@ -116,7 +116,7 @@ def load_with_hf_config(
         if value is not None:
             setattr(provider, name, value)
     in_group = dist.is_initialized()
-    model = build_and_load_model(
+    model: Any = build_and_load_model(
         str(payload),
         provider,
         use_cpu_init=in_group and dist.get_backend() == "gloo",
