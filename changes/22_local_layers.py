@@ -8,7 +8,7 @@ from fork.edits import File, add_import, call, insert_first, pass_argument
 change = Change(
     name="local-layers",
     message="""\
-fix(model): build models from Megatron Core's own layers without Transformer Engine
+fix(model): build from Megatron Core's layers without Transformer Engine
 
 Providers ask for Transformer Engine's layers and for fusions that only it
 or Apex has, and Megatron Core refuses to build such a model without them.

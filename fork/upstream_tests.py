@@ -70,7 +70,7 @@ class Comparison:
             report = Path(folder, "report.xml")
             options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junit-xml={report}"]
             environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "CUDA_VISIBLE_DEVICES": ""}
-            command = [self.python, __file__, *options, *map(str, files)]
+            command = [str(self.python), __file__, *options, *map(str, files)]
             done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
             if not report.is_file():
                 return {f"pytest {' '.join(map(str, files))}": (done.stdout + done.stderr).strip().splitlines()[-1]}

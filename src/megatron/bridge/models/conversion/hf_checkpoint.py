@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -130,7 +131,7 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
             f"{path}/config.json is not taken by transformers ({in_one_line(error)}): copy the file again, or pass "
             "trust_remote_code=True if it needs code from a checkpoint that you trust"
         ) from None
-    model_class = _model_class(config)
+    model_class: Any = _model_class(config)
     # Quantized weights come in pieces that only their quantizer, and it perhaps only on a GPU, puts together.
     if "quantization_config" in config or Version(transformers.__version__).major < 5:
         return
@@ -192,7 +193,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 def _experts_that_differ(path: Path, tensors: dict[str, torch.Tensor]) -> str:
     """Say why transformers can't stack the experts of a layer: one of them has another shape, or is missing."""
-    layers = defaultdict(dict)
+    layers: defaultdict[str, dict] = defaultdict(dict)
     for name, tensor in tensors.items():
         before, experts, rest = name.partition(".experts.")
         layers[before, rest.partition(".")[2] if experts else name][name] = tensor.shape

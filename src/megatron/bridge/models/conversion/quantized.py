@@ -93,7 +93,7 @@ def check_quantization(model: Any, config: Mapping[str, Any], tensors: Mapping[s
     if form == _FP8 and not any(key.endswith(("_scale_inv", "_scale", ".scale")) for key in tensors):
         raise ValueError(f"{model} has FP8 weights ({name!r}) without their scales: {_remedy(model)}")
     architectures = config.get("architectures")
-    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     if form not in _DEQUANTIZED.get(architecture, ()):
         said = f", by {method}" if method and method not in form.lower() else ""
         raise ValueError(f"{model} is quantized ({form}{said}; {name!r}), expected plain weights: {_remedy(model)}")

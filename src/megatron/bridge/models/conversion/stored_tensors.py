@@ -29,7 +29,7 @@ class StoredTensors(Mapping):
     """
 
     def __init__(self, state: StateDict) -> None:
-        self._state: Any = state
+        self._state = state
         source = state.source
         self._files: dict[str, Path] = {}
         if isinstance(source, SafeTensorsStateSource):
@@ -37,7 +37,7 @@ class StoredTensors(Mapping):
         found = {file: headers(file) for file in sorted(set(self._files.values()))}
         keys = source.get_all_keys()
         self._tensors = {
-            name: found[self._files[name]][name] if name in self._files else self._state[name].to("meta")
+            name: found[self._files[name]][name] if name in self._files else _tensor(state, name).to("meta")
             for name in keys
         }
 
@@ -59,7 +59,7 @@ class StoredTensors(Mapping):
         if (self[first].shape, self[first].dtype) != (self[second].shape, self[second].dtype):
             return False
         if not self[first].dim() or first not in self._files or second not in self._files:
-            return torch.equal(self._state[first], self._state[second])
+            return torch.equal(_tensor(self._state, first), _tensor(self._state, second))
         with safe_open(self._files[first], "pt") as one, safe_open(self._files[second], "pt") as other:
             left, right = one.get_slice(first), other.get_slice(second)
             rows = range(0, self[first].shape[0], _ROWS)
@@ -124,3 +124,8 @@ class _Recorder(Mapping):
 
     def __len__(self) -> int:
         return len(self._stored)
+
+
+def _tensor(state: Mapping[str, Any], name: str) -> torch.Tensor:
+    # Upstream's annotation says that one name may give several tensors.
+    return state[name]

@@ -177,7 +177,7 @@ def local_folder(model: str | os.PathLike | None, revision: str | None = None) -
 
     try:
         cached = cached_file(str(model), CONFIG, revision=revision, local_files_only=True)
-        config = Path(cached)  # type: ignore[arg-type] - None only if an option asks for it
+        config = Path(cached)  # type: ignore[arg-type]  # None only if an option asks for it
     except (OSError, ValueError) as error:
         logger.warning("%s is neither a folder nor in the hub's cache, none of its files is taken: %s", model, error)
         return None
