@@ -8,7 +8,7 @@ from fork.edits import File, add_import, ifs, insert_before
 change = Change(
     name="in-process-save",
     message="""\
-fix(ckpt): save checkpoints within the process on hosts without an accelerator
+fix(ckpt): save within the process on hosts without an accelerator
 
 Megatron Core's writer synchronizes CUDA devices and starts a process, which
 runs a script again that has no `__main__` guard. PyTorch's own writer does

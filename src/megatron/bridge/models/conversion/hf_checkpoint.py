@@ -193,7 +193,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 def _experts_that_differ(path: Path, tensors: dict[str, torch.Tensor]) -> str:
     """Say why transformers can't stack the experts of a layer: one of them has another shape, or is missing."""
-    layers: defaultdict[str, dict] = defaultdict(dict)
+    layers: defaultdict[tuple[str, str], dict] = defaultdict(dict)
     for name, tensor in tensors.items():
         before, experts, rest = name.partition(".experts.")
         layers[before, rest.partition(".")[2] if experts else name][name] = tensor.shape
