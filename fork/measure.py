@@ -28,10 +28,6 @@ MAIN = f"{LAST.major}.{LAST.minor + 1}.0"
 LAUNCHER = 26
 """Lines of a launcher script for a functional test."""
 MOST = 600
-TO_BE_CUT = {
-    "command-line": 4600,
-}
-"""Limits of changes that are still to be cut into smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Size:
     @property
     def limit(self) -> int:
         """The most lines that the change may have."""
-        return TO_BE_CUT.get(self.change.name, self.change.limit)
+        return self.change.limit
 
 
 def measure(
@@ -148,7 +144,7 @@ def problems(sizes: Sequence[Size]) -> list[str]:
         if change.limit > LIMIT and not change.limit_reason:
             found.append(f"{name}: expected the reason of a limit above {LIMIT}; say it in `limit_reason`")
         missing = [each for each in ("problem", "changes", "unchanged", "tested") if not getattr(change, each)]
-        if missing and change.name not in TO_BE_CUT:
+        if missing:
             found.append(f"{name}: expected {', '.join(missing)} for the text of its pull request, found none")
         for other in set(change.stands_on) - before:
             found.append(f"{name}: stands on {other}, which does not come before it; renumber the changes")
@@ -170,7 +166,7 @@ def table(sizes: Sequence[Size]) -> Table:
             size.number,
             f"[bold]{change.name}[/]\n{change.subject}",
             *(total, f"{size.below('tests')}", f"{size.below('docs')}", f"{len(size.lines)}"),
-            f"{size.limit} to be cut" if change.name in TO_BE_CUT else f"{size.limit}",
+            f"{size.limit}",
             "\n".join(change.stands_on),
             change.status,
         )

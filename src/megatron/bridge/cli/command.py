@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from megatron.bridge.cli.terminal import printable
+from megatron.bridge.cli.text import printable
 from megatron.bridge.release_checkpoint.layout import release_beside
 
 

@@ -10,7 +10,8 @@ import click
 
 from megatron.bridge.cli.command import CHECKPOINT, TRUST, Command
 from megatron.bridge.cli.deferred import lean_imports
-from megatron.bridge.cli.terminal import folder_size, human_bytes, printable, progress, quiet
+from megatron.bridge.cli.terminal import folder_size, progress, quiet
+from megatron.bridge.cli.text import human_bytes, printable
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
 from megatron.bridge.release_checkpoint.problems import problems

@@ -9,7 +9,8 @@ import click
 from megatron.bridge.cli.command import JSON, OUT, TRUST, Command
 from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.show import describe, show_flags
-from megatron.bridge.cli.terminal import folder_size, human_bytes, notes_of, progress, quiet
+from megatron.bridge.cli.terminal import folder_size, progress, quiet
+from megatron.bridge.cli.text import human_bytes, notes_of
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, STAGING
 

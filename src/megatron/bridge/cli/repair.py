@@ -7,7 +7,8 @@ import click
 
 from megatron.bridge.cli.command import CHECKPOINT, TRUST, Command
 from megatron.bridge.cli.show import show_flags
-from megatron.bridge.cli.terminal import printable, quiet
+from megatron.bridge.cli.terminal import quiet
+from megatron.bridge.cli.text import printable
 from megatron.bridge.release_checkpoint import repair
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import RUN_CONFIG

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from megatron.bridge.cli.terminal import human_bytes, notes_of, printable
+from megatron.bridge.cli.text import human_bytes, notes_of, printable
 from megatron.bridge.release_checkpoint import repair
 from megatron.bridge.release_checkpoint.examine import Checkpoint
 from megatron.bridge.release_checkpoint.layout import ITERATION_0, RUN_CONFIG

@@ -13,6 +13,8 @@ from typing import TextIO
 
 import click
 
+from megatron.bridge.cli.text import printable
+
 
 @dataclass(frozen=True)
 class Terminal:
@@ -95,32 +97,6 @@ def _warnings_into(warnings: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def notes_of(name: str, tell: Callable[[str], None] = lambda note: None) -> Iterator[list[str]]:
-    """Collect what a module logs at level INFO or above, each line once, and pass it to `tell` at once."""
-    notes: list[str] = []
-
-    def emit(record: logging.LogRecord) -> None:
-        note = record.getMessage()
-        if note not in notes:
-            notes.append(note)
-            tell(note)
-
-    handler = logging.Handler()
-    handler.emit = emit
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield notes
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = True
-
-
-@contextmanager
 def progress(terminal: Terminal, what: str, size: Callable[[], int], expected: int = 0) -> Iterator[None]:
     """Show a progress bar of the bytes written, if stderr is a terminal and the output isn't verbose."""
     if terminal.verbose or not terminal.err.isatty():
@@ -157,20 +133,6 @@ def progress(terminal: Terminal, what: str, size: Callable[[], int], expected: i
         finally:
             done.set()
             follower.join()
-
-
-def printable(text: str) -> str:
-    """Replace what a terminal would obey in a text that may come from a hostile file."""
-    return "".join(each if each.isprintable() else "?" for each in text)
-
-
-def human_bytes(size: float) -> str:
-    """Return a number of bytes as people read it."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "bytes" else f"{size} bytes"
-        size /= 1000
-    return f"{size:.4g} TB"
 
 
 def folder_size(folder: Path) -> int:

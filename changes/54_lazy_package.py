@@ -40,4 +40,5 @@ metadata pays for all of that.
     ],
     tested=["Every public name of the package is there; a module below it imports without torch."],
     tests={"tests/unit/bridge/test_lazy_imports.py": "utils/"},
+    stands_on=["families"],
 )

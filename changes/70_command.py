@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `megatron-bridge`, which has no subcommand yet."""
+
+from fork.change import LOCK, Change
+from fork.requirements import add
+
+
+change = Change(
+    name="command",
+    message="""\
+feat(ckpt): add the command megatron-bridge
+
+It finds its subcommands among its modules, and reports an error in one line:
+what was found, what was expected, and what to do. The subcommands follow.
+""",
+    why="The command megatron-bridge reports errors in one line.",
+    modules=["cli/__init__.py", "cli/command.py", "cli/text.py"],
+    requirements=[add("click")],
+    scripts={"megatron-bridge": "megatron.bridge.cli:main"},
+    problem="""\
+Bridge has no command. A conversion takes a script around AutoBridge, whose errors are tracebacks of forty lines. This change
+is the frame of a command; `inspect`, `repair`, `import` and `export` are changes of their own.
+""",
+    changes=["The command `megatron-bridge`."],
+    unchanged=["AutoBridge and Bridge's scripts."],
+    tested=["Errors of the operating system and of Bridge are one line each; `--verbose` has the traceback."],
+    notes=[
+        LOCK,
+        "`click` is no new package in an installation: wandb, which Megatron Bridge requires, requires it, and so does "
+        "huggingface_hub.",
+    ],
+    tests={"tests/unit/bridge/test_command.py": "cli/"},
+    stands_on=["resolver", "lazy-package"],
+)
