@@ -16,7 +16,7 @@ with lazy_imports(__name__):
 change = Change(
     name="lazy-conversion",
     message="""\
-perf(model): import the names of models.conversion and data when they are used
+perf(model): import AutoBridge only where it is used
 
 Every module below `models/conversion` imported AutoBridge, and every dataset
 all builders, by the packages that gather their names. A module below them
