@@ -84,7 +84,7 @@ what is wrong. Weights with NaN or infinity are warned of.
     tests={
         "tests/unit/bridge/test_hf_checkpoint.py": "models/test_hf_checkpoint.py",
     },
-    stands_on=["release-checkpoints", "safetensors-header"],
+    stands_on=["release-checkpoints", "hf-files"],
     upstream_tests=[
         File(
             "tests/unit_tests/models/test_auto_bridge.py",

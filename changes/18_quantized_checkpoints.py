@@ -37,5 +37,5 @@ MXFP4 and others) is imported as before, if no scale is missing.
     unchanged=["Checkpoints that a bridge dequantizes, and plain weights whose config still names a quantization."],
     tested=["Each form, with its config and without, on tiny checkpoints on the CPU."],
     tests={"tests/unit/bridge/test_quantized.py": "models/test_quantized.py"},
-    stands_on=["wrapped-checkpoints"],
+    stands_on=["wrapped-checkpoints", "hf-files"],
 )

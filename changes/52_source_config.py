@@ -52,5 +52,5 @@ exported model computes something else.
     ],
     tested=["Configs in the spellings of transformers 4 and 5 come back equal key by key, and byte for byte."],
     tests={"tests/unit/bridge/test_source_config.py": "models/hf_pretrained/test_source_config.py"},
-    stands_on=["export-model-files"],
+    stands_on=["export-model-files", "safetensors-header"],
 )

@@ -369,7 +369,7 @@ def test_sweep_of_another_tree_leaves_the_checkout_as_it_was(make, checkout: Pat
 
 
 def test_change_that_touches_nothing_of_the_wheel_is_a_pull_request_only():
-    assert [change.name for change in stack.load() if not change.in_wheel] == ["import-paths"]
+    assert [change.name for change in stack.load() if not change.in_wheel] == ["published-configs", "import-paths"]
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_every_test_travels_once():
     travelling = [ours for change in stack.load() for ours in travel.travelling(change)]
     there = [
         path.relative_to(stack.REPOSITORY).as_posix()
-        for pattern in ("tests/unit/bridge/**/*.py", "changes/tests/*.py")
+        for pattern in ("tests/unit/conftest.py", "tests/unit/bridge/**/*.py", "changes/tests/*.py")
         for path in stack.REPOSITORY.glob(pattern)
     ]
     assert sorted(travelling) == sorted(there), "name it in changes/"

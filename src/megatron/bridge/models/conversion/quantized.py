@@ -33,7 +33,7 @@ _PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32)
 # How the scale of a quantized weight is called: after the weight, or after its layer.
 _SCALES = ("{}_scale_inv", "{}_scale", "{}.scale", "{}_weight_scale", "{}.weight_scale")
 
-# What bridges of upstream dequantize while they load (`maybe_modify_loaded_hf_weight`).
+# What bridges dequantize while they load (`maybe_modify_loaded_hf_weight`).
 _DEQUANTIZED = {
     "DeepseekV3ForCausalLM": {_FP8},
     "DeepseekV4ForCausalLM": {_FP8, _INTEGER},

@@ -127,5 +127,5 @@ class _Recorder(Mapping):
 
 
 def _tensor(state: Mapping[str, Any], name: str) -> torch.Tensor:
-    # Upstream's annotation says that one name may give several tensors.
+    # By its annotation one name may give several tensors.
     return state[name]
