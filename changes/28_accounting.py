@@ -2,7 +2,18 @@
 """An import accounts for each tensor of the checkpoint and each parameter of the model, before it reads a weight."""
 
 from fork.change import Change
-from fork.edits import File, add_import, add_parameter, assign, expression, ifs, insert_after, insert_before, replace
+from fork.edits import (
+    File,
+    add_import,
+    add_parameter,
+    assign,
+    call,
+    expression,
+    ifs,
+    insert_after,
+    insert_before,
+    replace,
+)
 
 
 STRICT_DOC = (
@@ -41,9 +52,10 @@ are told.
                 insert_before(
                     "MegatronModelBridge.load_weights_hf_to_megatron",
                     assign("description"),
-                    "account = accounting.account(\n"
+                    "accounting.account(\n"
                     "    self, hf_pretrained, unwrap_model(megatron_model), hf_to_megatron_tasks, allowed_mismatched_params\n"
                     ")",
+                    done=call("accounting.account"),
                 ),
             ],
         ),

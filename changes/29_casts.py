@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An import tells the casts that nobody asked for, and refuses those that overflow."""
 
+import libcst.matchers as m
+
 from fork.change import Change
-from fork.edits import File, add_import, assign, call, insert_after, insert_before
+from fork.edits import File, add_import, assign, call, insert_after, insert_before, replace
 
 
 change = Change(
@@ -22,6 +24,13 @@ one that makes infinity of a finite value.
             "models/conversion/model_bridge.py",
             [
                 add_import("from megatron.bridge.models.conversion import casts"),
+                replace(
+                    "MegatronModelBridge.load_weights_hf_to_megatron",
+                    m.Expr(value=call("accounting.account")),
+                    "account = accounting.account(\n"
+                    "    self, hf_pretrained, unwrap_model(megatron_model), hf_to_megatron_tasks, allowed_mismatched_params\n"
+                    ")",
+                ),
                 insert_after(
                     "MegatronModelBridge.load_weights_hf_to_megatron",
                     assign("description"),

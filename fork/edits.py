@@ -278,15 +278,26 @@ def replace_up_to(scope: str, first: syntax.Matcher, end: syntax.Matcher, new: s
     return Edit(f"replace {_describe(first, scope)}", apply, releases, scope, first)
 
 
-def insert_before(scope: str, node: syntax.Matcher, statements: str, *, count: int = 1, releases: str = "") -> Edit:
-    """Inserts `statements` before the statement that holds `node`; `count` counts the statements."""
-    return Edit(
-        f"insert before {_describe(node, scope)}",
-        lambda module: _insert(module, scope, node, statements, count, before=True),
-        releases,
-        scope,
-        node,
-    )
+def insert_before(
+    scope: str,
+    node: syntax.Matcher,
+    statements: str,
+    *,
+    done: syntax.Matcher | None = None,
+    count: int = 1,
+    releases: str = "",
+) -> Edit:
+    """Inserts `statements` before the statement that holds `node`; `count` counts the statements.
+
+    They are there already if `done` is in the scope: for statements that a later change edits.
+    """
+
+    def apply(module: cst.Module) -> cst.Module:
+        if done is not None and syntax.find(module, scope, done):
+            return module
+        return _insert(module, scope, node, statements, count, before=True)
+
+    return Edit(f"insert before {_describe(node, scope)}", apply, releases, scope, node)
 
 
 def insert_after(scope: str, node: syntax.Matcher, statements: str, *, count: int = 1, releases: str = "") -> Edit:

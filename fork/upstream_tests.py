@@ -54,7 +54,8 @@ class Comparison:
         modules = tuple(".".join(file.with_suffix("").parts) + "." for file in files)
         for name, outcomes in {"before the first commit": self._among(modules), "with this commit": after}.items():
             counts = Counter(outcomes.values())
-            print(f"  {name}: {', '.join(f'{counts[each]} {each}' for each in sorted(counts))}", file=sys.stderr)
+            told = ", ".join(f"{counts[each]} {each}" for each in sorted(counts))
+            print(f"  {name}: {told or 'none'}", file=sys.stderr)
         lost = [test for test in self._among(modules) if test not in after]
         return worse + [f"{test}: not run, was {self.outcomes[test]}" for test in lost]
 
