@@ -13,7 +13,7 @@ import os
 import pickle
 import pickletools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -90,8 +90,7 @@ class OrderedDict(Inert):
         return {}
 
 
-Classes = Mapping[tuple[str, str], type[Inert]]
-"""Stand-ins by module and name."""
+Classes = Mapping[tuple[str, str], type[Inert]]  # Stand-ins by module and name.
 
 
 def stand_ins(modules: Mapping[str, str]) -> dict[tuple[str, str], type[Inert]]:
@@ -184,12 +183,10 @@ def _check(data: bytes, unpickler: _Unpickler) -> None:
     memo: list[Any] = []
     spent = 0
     file = io.BytesIO(data)
-    # Their types depend on the opcode, and a position is always known here.
-    value: Any
-    position: Any
-    for opcode, value, position in pickletools.genops(file):
+    opcodes: Iterable[Any] = pickletools.genops(file)
+    for opcode, value, position in opcodes:
         name = opcode.name
-        # The most frequent first: a large file has millions.
+        # The most frequent come first.
         if name == "BINGET" or name == "LONG_BINGET":
             push(memo[value])
         elif name == "EMPTY_TUPLE":
@@ -243,10 +240,9 @@ def _check(data: bytes, unpickler: _Unpickler) -> None:
             raise ValueError(f"the first {position} bytes ask for more memory than a checkpoint does")
 
 
-def _check_keys(keys: list[Any]) -> None:
-    for key in keys:
-        if type(key) is not str and not _is_key(key):
-            raise ValueError("a key of a dict is neither a name nor a number")
+def _check_keys(keys: Iterable[Any]) -> None:
+    if not all(map(_is_key, keys)):
+        raise ValueError("a key of a dict is neither a name nor a number")
 
 
 def _is_key(value: Any) -> bool:
