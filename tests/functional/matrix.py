@@ -650,7 +650,7 @@ class RowRun(Run):
         """Return the flags that Megatron-LM needs besides the checkpoint. None of them may ask for leniency."""
         try:
             flags = steps.model_flags(start)
-        except (ImportError, KeyError):
+        except (ImportError, ValueError):
             # The wheel or the checkpoint is without the change. Let Megatron-LM report what is wrong.
             return ["--use-checkpoint-args"]
         expect(flags[0], "--use-checkpoint-args", "the first flag")

@@ -181,18 +181,16 @@ def test_a_bridge_with_a_loader_of_its_own_falls_back(
     assert_same(in_memory, tmp_path / "fallen-back")
 
 
-def test_a_parameter_without_mapping_falls_back(
-    tmp_path: Path, llama: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_parameter_without_mapping_is_refused(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = model_bridge.MegatronModelBridge.build_conversion_tasks
     monkeypatch.setattr(
         model_bridge.MegatronModelBridge,
         "build_conversion_tasks",
         lambda self, *args, **kwargs: build(self, *args, **kwargs)[1:],
     )
-    AutoBridge.import_ckpt(llama, tmp_path / "out")
-    assert "is not made of single parameters that the bridge maps" in caplog.text
-    assert steps.tracker(tmp_path / "out") == "release"
+    with pytest.raises(ValueError, match="has no source for 1 parameters of the Megatron model"):
+        AutoBridge.import_ckpt(llama, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mapping_that_makes_a_parameter_on_the_models_device_streams(
