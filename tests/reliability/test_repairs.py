@@ -131,7 +131,7 @@ def on_read_only_disk(models: Path, before: Path, folder: Path) -> str:  # noqa:
 
 def test_a_read_only_disk(models, before, tmp_path, record_property):  # noqa: F811
     error = in_fork(partial(on_read_only_disk, models, before, tmp_path / "disk"))
-    assert "Read-only file system: mount it for writing, or choose another path" in error
+    assert "Read-only file system. Mount it for writing, or pass a different path." in error
     record_property("count of repairs on a read-only disk", 1)
 
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_that_belongs_to_somebody_else(before, tmp_path, record_pro
         error = in_fork(partial(without_permission, out))
     finally:
         out.chmod(0o700)
-    assert "Permission denied: change its permissions, or choose another path" in error
+    assert "Permission denied. Change its permissions, or pass a different path." in error
     assert names(out) == names(before)
     record_property("count of repairs of what belongs to somebody else", 1)
 
