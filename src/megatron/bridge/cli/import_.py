@@ -41,7 +41,8 @@ from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, STAG
 @click.option(
     "--no-strict",
     is_flag=True,
-    help="Leave out tensors that the Megatron model has no place for, with a warning. Default: stop at them.",
+    help="Leave out tensors, and keys of config.json, that the Megatron model has no place for, with a warning. "
+    "Default: stop at them.",
 )
 @TRUST
 @JSON
