@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
+from test_hf_files import SHARD, rewrite, truncate
 from tiny_models import save_hf_model
 
 from megatron.bridge import AutoBridge
@@ -25,19 +26,6 @@ def sound(tmp_path_factory):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
-
-def rewrite(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def truncate(path, keep):
-    path.write_bytes(path.read_bytes()[:keep])
-
-
-SHARD = "model-00002-of-00002.safetensors"
-INDEX = "model.safetensors.index.json"
 
 # name: (what is done to a sound checkpoint, error, part of its message)
 BROKEN = {

@@ -15,7 +15,8 @@ import transformers
 from packaging.version import Version
 from tokenizers import Tokenizer
 
-from megatron.bridge.models.conversion.hf_files import check_weights, in_one_line, read_json, some
+from megatron.bridge.models.conversion.hf_files import check_weights, read_json, some
+from megatron.bridge.models.conversion.safetensors_header import in_one_line
 
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from megatron.bridge.models.conversion.safetensors_header import DTYPES, read_header
+from megatron.bridge.models.conversion.safetensors_header import DTYPES, in_one_line, is_file, read_header
 
 
 INDEX = "model.safetensors.index.json"
@@ -34,7 +34,7 @@ def check_weights(path: Path) -> dict[str, torch.Tensor]:
         if Path(name).name != name:
             raise ValueError(f"{index} names {name!r}, expected a file in the same folder: copy the file again")
         # A shard may be a link: the hub's cache is made of them.
-        if not _is_file(shard):
+        if not is_file(shard):
             raise FileNotFoundError(f"{index} names {name!r}, which is not there: copy the missing shard")
         found = headers(shard)
         missing = {tensor for tensor, file in weight_map.items() if file == name} - found.keys()
@@ -73,11 +73,6 @@ def some(names: Iterable[str]) -> str:
     return f"{first!r} and {len(others)} more" if others else repr(first)
 
 
-def in_one_line(error: BaseException) -> str:
-    """Return what an error says, in one short line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _merged(files: dict[Path, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Return the tensors of several files without an index, of which no two hold the same one."""
     tensors: dict[str, torch.Tensor] = {}
@@ -102,10 +97,3 @@ def _no_weights(path: Path) -> FileNotFoundError:
         f"{path} has {pickles[0].name}, a pickle that could run code, expected *.safetensors: if you trust it, "
         "convert it with save_pretrained of transformers"
     )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False

@@ -65,7 +65,7 @@ def read_header(path: str | os.PathLike) -> dict[str, StoredTensor]:
         ValueError: `path` is not a file, or the file is truncated or damaged.
     """
     path = Path(path)
-    if not _is_file(path):
+    if not is_file(path):
         raise ValueError(f"{path} is not a file, expected weights: download the checkpoint again")
     try:
         # NumPy's view maps the file read-only. PyTorch's would be copied on write, so the kernel refuses to map a file
@@ -76,8 +76,7 @@ def read_header(path: str | os.PathLike) -> dict[str, StoredTensor]:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path} is truncated or damaged ({reason}): download it again") from None
+        raise ValueError(f"{path} is truncated or damaged ({in_one_line(error)}): download it again") from None
     header.pop("__metadata__", None)
     return {name: _stored(entry, 8 + length) for name, entry in header.items()}
 
@@ -87,8 +86,14 @@ def _stored(entry: dict, data: int) -> StoredTensor:
     return StoredTensor(entry["dtype"], tuple(entry["shape"]), start, stop)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Return whether there is a file at a path that somebody else has written down."""
     try:
         return path.is_file()
     except OSError:  # a name that is too long
         return False
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what an error says, in one short line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
