@@ -4,6 +4,7 @@
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -74,3 +75,10 @@ def test_new_modules_import_each_other_in_no_circle():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_files_of_one_run_have_names_of_their_own():
+    # pytest imports test files by their basename, and the session `unit` collects these folders together.
+    tests = Path(__file__).parents[2]
+    files = [path.name for folder in ("unit", "reliability") for path in (tests / folder).rglob("test_*.py")]
+    assert [name for name, count in Counter(files).items() if count > 1] == []
