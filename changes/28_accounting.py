@@ -89,5 +89,5 @@ are told.
     unchanged=["What is written of a checkpoint that is imported whole."],
     tested=["Every family that converts on a CPU, with NaN in each parameter before the weights are loaded."],
     tests={"tests/unit/bridge/test_accounting.py": "models/test_accounting.py"},
-    stands_on=["quantized-checkpoints", "stored-tensors"],
+    stands_on=["quantized-checkpoints", "stored-tensors", "proof"],
 )

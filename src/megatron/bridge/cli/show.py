@@ -4,6 +4,7 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -11,8 +12,9 @@ import click
 from megatron.bridge.cli.text import human_bytes, notes_of, printable
 from megatron.bridge.release_checkpoint import repair
 from megatron.bridge.release_checkpoint.examine import Checkpoint
-from megatron.bridge.release_checkpoint.layout import ITERATION_0, RUN_CONFIG
+from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, RUN_CONFIG
 from megatron.bridge.release_checkpoint.problems import problems
+from megatron.bridge.release_checkpoint.proof import Proof, recorded
 from megatron.bridge.release_checkpoint.state import FORMS
 from megatron.bridge.release_checkpoint.verdicts import Verdict, grouped, launch_flags, verdicts
 
@@ -50,11 +52,19 @@ def _document(found: Checkpoint) -> dict[str, Any]:
             "bytes": payload.size,
             "run_config": payload.has(RUN_CONFIG),
         },
+        "proof": asdict(_proof(found)),
         "problems": [{"what": each.what, "repairable": each.repairable} for each in wrong],
         "repair": _repair_command(found) if any(each.repairable for each in wrong) else None,
         "readers": [{"reader": each.reader, "loads": each.loads, "why": each.why} for each in verdicts(found)],
         "flags": launch_flags(found),
     }
+
+
+def _proof(found: Checkpoint) -> Proof:
+    """Return what the import recorded, which holds for what Megatron-LM has trained from it, too."""
+    if found.payload is None:
+        return Proof()
+    return recorded(found.payload.path if found.payload.has(RUN_CONFIG) else found.root / RELEASE)
 
 
 def _repair_command(found: Checkpoint) -> list[str] | None:
@@ -130,6 +140,12 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if payload["parameters"] is not None:
         yield "parameters", f"{payload['parameters']:,} in {', '.join(payload['dtypes'])}"
     yield "size", human_bytes(payload["bytes"])
+    proof = document["proof"]
+    for name, lines in (("left out", proof["left_out"]), ("not proved", proof["unproved"])):
+        for line in lines:
+            yield name, f"[yellow]{_escaped(line)}[/]"
+    if proof["verdict"]:
+        yield "verified", _escaped(", ".join(f"{key} {value}" for key, value in proof["verdict"].items()))
 
 
 def show_flags(found: Checkpoint) -> None:

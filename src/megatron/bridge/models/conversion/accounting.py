@@ -16,6 +16,7 @@ from megatron.bridge.models.conversion.hf_files import some
 from megatron.bridge.models.conversion.quantized import FLOAT8, check_quantization
 from megatron.bridge.models.conversion.stored_tensors import Reads, StoredTensors
 from megatron.bridge.models.hf_pretrained.state import StateDict
+from megatron.bridge.release_checkpoint import proof
 
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ def leave_out_prediction_layers(provider: Any, hf_pretrained: Any) -> None:
     """
     layers, state = getattr(provider, "mtp_num_layers", None), getattr(hf_pretrained, "state", None)
     if layers and isinstance(state, StateDict) and not any(map(_PREDICTION.match, state.source.get_all_keys())):
-        logger.warning(
-            "%s has no weights of the prediction layers that its config names: imported without them (%d)",
-            _name(hf_pretrained), layers,
-        )  # fmt: skip
+        what = f"no weights of the prediction layers that its config names: imported without them ({layers})"
+        proof.warn(logger, "left_out", what, f"{_name(hf_pretrained)} has {what}")
         provider.mtp_num_layers = None
 
 
@@ -166,7 +165,8 @@ class Account:
         prefixes = tuple({f"{match[1] or match[2]}." for match in found})
         predicting = [name for name in left if name.startswith(prefixes)]
         if predicting:
-            logger.warning("%s: prediction layers are left out, %d tensors", self._said, len(predicting))
+            what = f"prediction layers are left out, {len(predicting)} tensors"
+            proof.warn(logger, "left_out", what, f"{self._said}: {what}")
         tied = getattr(config, "share_embeddings_and_output_weights", False)
         heads = [name for name in left if tied and name.endswith("lm_head.weight")]
         if left := [name for name in left if name not in predicting and name not in heads]:
@@ -184,7 +184,7 @@ class Account:
     def _left_out(self, what: str, remedy: str) -> None:
         if getattr(self.hf_pretrained, _STRICT, False):
             raise ValueError(f"{self._said} {what}: {remedy}")
-        logger.warning("%s %s: left out", self._said, what)
+        proof.warn(logger, "left_out", what, f"{self._said} {what}: left out")
 
     def _left(self, expert_parallel_size: int) -> list[str]:
         read = {name for task in self.tasks for name in self.reads(task)}

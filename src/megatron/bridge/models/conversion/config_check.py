@@ -17,6 +17,7 @@ import torch
 
 from megatron.bridge.models.conversion import rope_scaling
 from megatron.bridge.models.conversion.config_keys import ACTIVATIONS, COMPARED, FAMILIES, WITHOUT_MEANING, Keys
+from megatron.bridge.release_checkpoint import proof
 
 
 logger = logging.getLogger(__name__)
@@ -36,11 +37,11 @@ def check_config(bridge: Any, strict: bool = True) -> None:
     config = rope_scaling.own_config(getattr(bridge.hf_pretrained, "config", bridge.hf_pretrained))
     keys = FAMILIES.get(config.model_type)
     if keys is None:
-        logger.warning(
-            "%s is not proved: nobody has compared what Megatron Core computes with transformers for every key of its "
-            "config.json. Compare the logits before you train",
-            config.model_type,
+        what = (
+            f"{config.model_type} is not proved: nobody has compared what Megatron Core computes with transformers "
+            "for every key of its config.json"
         )
+        proof.warn(logger, "unproved", what, f"{what}. Compare the logits before you train")
         return
     provider = bridge.to_megatron_provider(load_weights=False)
     if wrong := list(problems(config, provider, keys)):
@@ -51,7 +52,8 @@ def check_config(bridge: Any, strict: bool = True) -> None:
                 f"{line}: Megatron Core would compute another model, use a checkpoint without it, or pass "
                 "strict=False (--no-strict)"
             )
-        logger.warning("%s: Megatron Core computes another model than transformers", line)
+        what = f"{line}: Megatron Core computes another model than transformers"
+        proof.warn(logger, "left_out", what)
     for line in remarks(config, keys):
         logger.warning(line)
 
