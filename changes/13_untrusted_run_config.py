@@ -2,7 +2,7 @@
 """Instantiating a run_config.yaml runs no code of it."""
 
 from fork.change import Change
-from fork.edits import Edit, File, add_import, assign, expression, insert_after, replace
+from fork.edits import Edit, File, add_import, assign, expression, insert_after, replace, wrap
 
 
 def reading_run_config(function: str, section: str) -> Edit:
@@ -10,6 +10,12 @@ def reading_run_config(function: str, section: str) -> Edit:
     vetted = f'untrusted_run_config.vet_run_config(run_config, "{section}", run_config_filename)'
     return insert_after(function, assign("run_config"), vetted)
 
+
+# Providers of Bridge's own name private functions, such as `_gemma4_block_spec`, for their layers.
+NOT_A_LAYER_SPEC = (
+    "({} and not (target.startswith('megatron.bridge.') and target.endswith('_spec') "
+    "and private_segments == [target.rpartition('.')[2]]))"
+)
 
 change = Change(
     name="untrusted-run-config",
@@ -19,7 +25,8 @@ fix(ckpt): instantiate only a model's config from run_config.yaml
 run_config.yaml names classes and functions, and instantiate calls what a
 _target_ names: whoever writes a checkpoint runs code where it is loaded.
 
-Refuse what no model's or tokenizer's config needs.
+Refuse what no model's or tokenizer's config needs. Take the private functions
+by which Bridge's own providers name their layers.
 """,
     why="Instantiating the run config of a checkpoint runs no code that somebody has put into it.",
     edits=[
@@ -31,6 +38,18 @@ Refuse what no model's or tokenizer's config needs.
                 reading_run_config("load_tokenizer", "tokenizer"),
             ],
         ),
+        File(
+            "utils/instantiate_utils.py",
+            [
+                wrap(
+                    "_validate_target_prefix",
+                    expression("target not in _ALLOWED_PRIVATE_TARGETS"),
+                    NOT_A_LAYER_SPEC,
+                    # Before 0.5 private names are not refused.
+                    releases=">=0.5",
+                )
+            ],
+        ),
     ],
     modules=["training/untrusted_run_config.py"],
     stands_on=["untrusted-checkpoints", "launch-flags"],
@@ -39,6 +58,8 @@ Refuse what no model's or tokenizer's config needs.
     changes=[
         "Only what the config of a model or a tokenizer needs is instantiated from `run_config.yaml`.",
         "Anything else is refused with one line. `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1` loads it.",
+        "A private function of Bridge's own that makes a layer spec is allowed: the run configs of DeepSeek-V4, ERNIE 4.5, "
+        "EXAONE MoE, and Gemma 4 name one, and were refused when they were read back.",
     ],
     unchanged=["The run configs of all families that Bridge converts load as before."],
     tested=[

@@ -8,8 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from test_hf_files import SHARD, rewrite, truncate
 from tiny_models import save_hf_model
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.models.conversion.hf_checkpoint import check_hf_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +108,14 @@ def test_a_pipeline_of_diffusers_gets_the_error_that_its_converters_expect(tmp_p
     with pytest.raises(ValueError, match="Failed to load configuration"):
         AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_transformers_maps_are_no_error(tmp_path):
+    """transformers knows this model's `visual` as `model.visual`, and saves it as it was published."""
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2, "depth": 1}
+    config = Qwen2_5_VLConfig(text_config=text | {"intermediate_size": 32, "vocab_size": 64}, vision_config=vision)
+    hf = tmp_path / "hf"
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(hf)
+    assert any(name.startswith("visual.") for name in load_file(hf / "model.safetensors"))
+    check_hf_checkpoint(hf)

@@ -3,6 +3,7 @@
 
 import functools
 import json
+import pydoc
 
 import pytest
 import torch
@@ -84,6 +85,24 @@ def test_what_training_leaves_passes():
     }
     vet_run_config({"model": config}, "model", "run_config.yaml")
     vet_run_config({"tokenizer": saved(TokenizerConfig(trust_remote_code=True))}, "tokenizer", "run_config.yaml")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "megatron.bridge.models.exaone.exaone_moe.exaone_moe_provider._build_exaone_moe_layer_spec",
+        "megatron.bridge.models.ernie.ernie_45_bridge._ernie45_decoder_block_spec",
+    ],
+)
+def test_a_layer_spec_with_a_private_name_is_read_back(target):
+    config = {"_target_": target, "_call_": False}
+    vet_run_config({"model": {"transformer_layer_spec": config}}, "model", "run_config.yaml")
+    assert instantiate(config) is pydoc.locate(target)
+
+
+def test_other_private_names_stay_refused():
+    with pytest.raises(Exception, match="private target path segments"):
+        instantiate({"_target_": "megatron.bridge.training.untrusted_run_config._locate", "_call_": False})
 
 
 REFUSED = {

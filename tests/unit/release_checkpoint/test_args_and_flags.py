@@ -141,3 +141,8 @@ def test_an_activation_without_a_flag_is_reported(caplog):
     with caplog.at_level(logging.WARNING):
         megatron_lm_args(make_provider(activation_func=F.gelu))
     assert "no flag for the activation gated gelu" in caplog.text
+
+
+def test_a_pair_of_rotary_bases_stays_a_pair():
+    """Gemma 3 has one for local attention and one for global attention."""
+    assert megatron_lm_args(make_provider(rotary_base=(10000.0, 1e6))).rotary_base == [10000.0, 1000000.0]

@@ -68,10 +68,10 @@ def _is_grouped(config: Any) -> bool:
     return _query_groups(config) != config.num_attention_heads and not getattr(config, "multi_latent_attention", False)
 
 
-def _whole(field: str, config: Any) -> float | int | None:
-    # Some flags take whole numbers only.
+def _whole(field: str, config: Any) -> Any:
+    # Some flags take whole numbers only. Gemma 3 has a pair of rotary bases: local attention's and global attention's.
     value = getattr(config, field, None)
-    return int(value) if value is not None and float(value).is_integer() else value
+    return int(value) if isinstance(value, (int, float)) and float(value).is_integer() else value
 
 
 def _embedding_rows(config: Any) -> int | None:

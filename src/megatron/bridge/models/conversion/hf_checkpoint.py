@@ -162,10 +162,6 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
             "the same model"
         )
     for name, expected in model.state_dict().items():
-        # transformers takes both names, Bridge's mappings don't, and would leave the parameter at random.
-        bare = name.removeprefix(f"{model.base_model_prefix}.")
-        if name not in tensors and bare in tensors:
-            raise ValueError(f"{path} has {bare!r}, expected {name!r}: load and save it with transformers")
         if name in tensors and expected.is_floating_point() and not tensors[name].is_floating_point():
             raise ValueError(f"{path}: {name} holds {tensors[name].dtype}, expected floats: copy the checkpoint again")
 
