@@ -11,6 +11,7 @@ from tiny_models import FAMILIES, save_hf_model
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.release_checkpoint import proof
 
 
 LAYER = "model.layers.1"
@@ -27,7 +28,6 @@ NOT_NEEDED = {
     "rotary frequencies": lambda tensors: tensors.update({f"{LAYER}.self_attn.rotary_emb.inv_freq": torch.ones(8)}),
     "a causal mask": lambda tensors: tensors.update({f"{LAYER}.attn.bias": torch.ones(1, 1, 8, 8)}),
     "positions": lambda tensors: tensors.update({"model.position_ids": torch.arange(8)}),
-    "a scale of a KV cache": lambda tensors: tensors.update({f"{LAYER}.self_attn.k_proj.k_scale": torch.ones(1)}),
 }
 
 
@@ -86,6 +86,7 @@ def test_a_tensor_without_a_place_is_refused_or_told(tmp_path, caplog, streaming
     assert not (tmp_path / "out").exists()
     AutoBridge.import_ckpt(hf, tmp_path / "out", streaming=streaming, strict=False)
     assert f"{message}: left out" in caplog.text
+    assert proof.recorded(tmp_path / "out/release").left_out == [message]
 
 
 @pytest.mark.parametrize("name", NOT_NEEDED)
@@ -94,6 +95,13 @@ def test_what_no_model_needs_is_left_out(tmp_path, monkeypatch, caplog, name):
     rewrite(hf, NOT_NEEDED[name])
     assert import_into_nan(monkeypatch, hf) == []
     assert "accounting" not in {record.module for record in caplog.records if record.levelno >= logging.WARNING}
+
+
+def test_scales_of_activations_are_left_out_and_told(tmp_path, monkeypatch, caplog):
+    hf = save_hf_model(tmp_path / "hf")
+    rewrite(hf, lambda tensors: tensors.update({f"{LAYER}.{name}_scale": torch.ones(1) for name in ("k", "q.input")}))
+    assert import_into_nan(monkeypatch, hf) == []
+    assert "scales of quantized activations or KV caches are left out, 2 tensors" in caplog.text
 
 
 def test_the_head_of_a_tied_model(tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ from megatron.bridge.models.conversion.quantized import check_quantization, chec
 
 LAYER = "model.layers.0.self_attn.q_proj"
 WEIGHT = torch.zeros(64, 64)
-U8, I32, I8, F8 = (WEIGHT[:8].to(dtype) for dtype in (torch.uint8, torch.int32, torch.int8, torch.float8_e4m3fn))
+U8, I32, I8 = (WEIGHT[:8].to(dtype) for dtype in (torch.uint8, torch.int32, torch.int8))
+F8, E8 = (WEIGHT[:8].to(dtype) for dtype in (torch.float8_e4m3fn, torch.float8_e8m0fnu))
 
 
 def method(name, **values):
@@ -41,9 +42,11 @@ FORMS = {
     "bitsandbytes 8-bit": ({"weight": I8, "SCB": WEIGHT}, method("bitsandbytes"), "(bitsandbytes 8-bit;"),
     "HQQ": ({"W_q": U8, "scale": WEIGHT, "zero": WEIGHT}, method("hqq"), "(HQQ;"),
     "MXFP4": ({"weight_blocks": U8, "weight_scales": U8}, method("mxfp4"), "(MXFP4;"),
-    "FP8 in blocks": ({"weight": F8, "weight_scale_inv": WEIGHT}, method("fp8"), "(FP8;"),
-    "FP8, no config": ({"weight": F8, "weight_scale": WEIGHT, "input_scale": WEIGHT}, {}, "(FP8;"),
-    "FP8, no scales": ({"weight": F8}, method("fp8"), "FP8 weights ('"),
+    "MXFP8": ({"weight": F8, "weight_scale": U8}, method("modelopt", quant_algo="MXFP8"), "(MXFP8, by modelopt;"),
+    "MXFP8, no config": ({"weight": F8, "weight_scale": E8[:, :2]}, {}, "(MXFP8;"),
+    "FP8, no scales": ({"weight": F8}, method("fp8"), "lacks its scale 'model.layers.0.self_attn.q_proj.weight_scale"),
+    "FP8 of an unknown method": ({"weight": F8, "weight_scale": WEIGHT}, method("torchao"), "'torchao', which is not"),
+    "INT8 beside FP8": ({"weight": I8, "o.weight": F8, "o.weight_scale": WEIGHT}, method("modelopt"), "(integer, by"),
     "INT8": ({"weight": I8, "weight_scale": WEIGHT}, method("compressed-tensors"), "(integer, by compressed-tensors;"),
     "unknown": ({"weight": WEIGHT}, method("bitnet"), "the quantization 'bitnet', which is not known"),
     "unknown, no name": ({"weight": WEIGHT}, {"quantization_config": {}}, "the quantization 'unknown'"),
@@ -86,7 +89,9 @@ def test_a_quantized_checkpoint_is_refused_by_name(hf, form):
 
 def test_an_import_leaves_nothing(hf, tmp_path):
     rewrite(hf, lambda tensors: tensors.update({f"{LAYER}.weight": F8}))
-    with pytest.raises(ValueError, match="without their scales: import the original, unquantized checkpoint$"):
+    with pytest.raises(
+        ValueError, match="lacks its scale '.*weight_scale_inv': import the original, unquantized checkpo"
+    ):
         AutoBridge.import_ckpt(hf, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -97,10 +102,18 @@ def test_plain_weights_whose_config_still_names_a_quantization(hf):
     check_stored_form(hf)
 
 
+@pytest.mark.parametrize("name", ["fp8", "compressed-tensors", "modelopt", "fbgemm_fp8", None])
+@pytest.mark.parametrize("scale", ["weight_scale_inv", "weight_scale", "scale"])
+def test_fp8_with_scales_is_dequantized_later(hf, name, scale):
+    names = {f"{LAYER}.weight": F8, f"{LAYER}.{scale}": WEIGHT[:, :1].clone(), f"{LAYER}.input_scale": WEIGHT[0]}
+    rewrite(hf, lambda tensors: tensors.update(names), **method(name) if name else {})
+    check_stored_form(hf)
+
+
 @pytest.mark.parametrize(
     ("architecture", "stored"),
     [
-        ("DeepseekV3ForCausalLM", {"weight": F8, "weight_scale_inv": WEIGHT}),
+        ("LlamaForCausalLM", {"weight": F8, "weight_scale_inv": WEIGHT}),
         ("GptOssForCausalLM", {"weight_blocks": U8, "weight_scales": U8}),
     ],
 )

@@ -43,7 +43,15 @@ class Proof:
     verdict: dict[str, Any] | None = None
 
 
-_imported: ContextVar[Proof | None] = ContextVar("imported", default=None)
+@dataclass
+class _Import:
+    """An import that runs: what is recorded of it, and the warnings that it has given."""
+
+    proof: Proof = field(default_factory=Proof)
+    warnings: set[str] = field(default_factory=set)
+
+
+_running: ContextVar[_Import | None] = ContextVar("running", default=None)
 
 
 def of_import(import_ckpt: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,35 +59,37 @@ def of_import(import_ckpt: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(import_ckpt)
     def run(*args: Any, **kwargs: Any) -> Any:
-        token = _imported.set(Proof())
+        token = _running.set(_Import())
         try:
             return import_ckpt(*args, **kwargs)
         finally:
-            _imported.reset(token)
+            _running.reset(token)
 
     return run
 
 
 def noted() -> Proof | None:
     """Return the proof of the import that runs, to be added to, or None if none runs."""
-    return _imported.get()
+    running = _running.get()
+    return running and running.proof
 
 
-def warn(logger: logging.Logger, kind: str, line: str, said: str | None = None) -> None:
-    """Warn of something once in an import, and keep it for the run config.
+def warn(logger: logging.Logger, warning: str, *, left_out: str | None = None, unproved: str | None = None) -> None:
+    """Warn of something, once in an import, which may come to it twice if it can't stream.
 
     Args:
-        logger: Who says it.
-        kind: "left_out" or "unproved".
-        line: The line to keep, without the name of the model.
-        said: The whole warning. Default: the line.
+        logger: Who warns.
+        warning: The warning.
+        left_out: What the run config shall say is left out, without the name of the model.
+        unproved: What it shall say nobody has compared.
     """
-    if (proof := noted()) is not None:
-        lines = getattr(proof, kind)
-        if line in lines:
+    if (running := _running.get()) is not None:
+        if warning in running.warnings:
             return
-        lines.append(line)
-    logger.warning(said or line)
+        running.warnings.add(warning)
+        running.proof.left_out += [left_out] if left_out else []
+        running.proof.unproved += [unproved] if unproved else []
+    logger.warning(warning, stacklevel=2)
 
 
 def record_import(payload: str | os.PathLike) -> None:

@@ -53,8 +53,8 @@ def test_an_import_records_each_line_once(payload: Path, caplog: pytest.LogCaptu
     @proof.of_import
     def import_ckpt() -> None:
         for _ in range(2):
-            proof.warn(logger, "left_out", "2 tensors", "llama: 2 tensors are left out")
-        proof.warn(logger, "unproved", "family")
+            proof.warn(logger, "llama: 2 tensors are left out", left_out="2 tensors")
+        proof.warn(logger, "family", unproved="family")
         proof.record_import(payload)
 
     import_ckpt()

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tensors that no model needs: rotary frequencies and positions, which are computed; the scales of quantized
-# activations and KV caches; the copies of embedding and head in a prediction layer.
-_NOT_NEEDED = re.compile(
-    r"(^|\.)(inv_freq|position_ids)$"
-    r"|\.(input_scale|input_scale_ub|activation_scale|output_scale|[qkv]_scale)$"
-    r"|\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight$"
+# Tensors that no model needs: rotary frequencies and positions, which are computed; the copies of embedding and head
+# in a prediction layer.
+_NOT_NEEDED = re.compile(r"(^|\.)(inv_freq|position_ids)$|\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight$")
+# What no model needs that computes without quantization: the scales of activations and KV caches.
+_SCALES = re.compile(
+    r"\.(input_scale_(inv|ub)|((prob_)?output|input|activation|[qkv]|kv)_scale|kv_cache_scaling_factor)$"
 )
 # The causal mask of an attention, which older checkpoints hold as a buffer.
 _MASK = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias)$")
@@ -67,7 +67,7 @@ def leave_out_prediction_layers(provider: Any, hf_pretrained: Any) -> None:
     layers, state = getattr(provider, "mtp_num_layers", None), getattr(hf_pretrained, "state", None)
     if layers and isinstance(state, StateDict) and not any(map(_PREDICTION.match, state.source.get_all_keys())):
         what = f"no weights of the prediction layers that its config names: imported without them ({layers})"
-        proof.warn(logger, "left_out", what, f"{_name(hf_pretrained)} has {what}")
+        proof.warn(logger, f"{_name(hf_pretrained)} has {what}", left_out=what)
         provider.mtp_num_layers = None
 
 
@@ -114,11 +114,16 @@ class Account:
         self.hf_pretrained = hf_pretrained
         self.stored = StoredTensors(hf_pretrained.state)
         self.tasks = [task for task in tasks if task is not None]
+        self._bridge = bridge
         self._reads = Reads(bridge, self.stored)
 
     def reads(self, task: "WeightConversionTask") -> list[str]:
         """Return the tensors that a task reads."""
         return self._reads.of(task.mapping.hf_param)
+
+    def values(self, name: str) -> torch.Tensor:
+        """Return a tensor as the bridge reads it."""
+        return self._bridge.maybe_modify_loaded_hf_weight(name, self.hf_pretrained.state)
 
     def check_scales(self) -> None:
         """Raise ValueError for FP8 weights that a task reads without their scales."""
@@ -166,10 +171,13 @@ class Account:
         predicting = [name for name in left if name.startswith(prefixes)]
         if predicting:
             what = f"prediction layers are left out, {len(predicting)} tensors"
-            proof.warn(logger, "left_out", what, f"{self._said}: {what}")
+            proof.warn(logger, f"{self._said}: {what}", left_out=what)
+        if scales := [name for name in left if _SCALES.search(name)]:
+            what = f"scales of quantized activations or KV caches are left out, {len(scales)} tensors"
+            proof.warn(logger, f"{self._said}: {what}")
         tied = getattr(config, "share_embeddings_and_output_weights", False)
         heads = [name for name in left if tied and name.endswith("lm_head.weight")]
-        if left := [name for name in left if name not in predicting and name not in heads]:
+        if left := [name for name in left if name not in {*predicting, *scales, *heads}]:
             self._left_out(
                 f"has {len(left)} tensors that the Megatron model has no place for, {some(left)}",
                 "pass strict=False (--no-strict) to leave them out",
@@ -184,7 +192,7 @@ class Account:
     def _left_out(self, what: str, remedy: str) -> None:
         if getattr(self.hf_pretrained, _STRICT, False):
             raise ValueError(f"{self._said} {what}: {remedy}")
-        proof.warn(logger, "left_out", what, f"{self._said} {what}: left out")
+        proof.warn(logger, f"{self._said} {what}: left out", left_out=what)
 
     def _left(self, expert_parallel_size: int) -> list[str]:
         read = {name for task in self.tasks for name in self.reads(task)}

@@ -13,8 +13,9 @@ import torch
 from megatron.bridge.models.conversion.accounting import Account
 from megatron.bridge.models.conversion.hf_checkpoint import is_finite
 from megatron.bridge.models.conversion.hf_files import some
-from megatron.bridge.models.conversion.quantized import FLOAT8
+from megatron.bridge.models.conversion.quantized import FLOAT8, is_scale
 from megatron.bridge.models.conversion.safetensors_header import read_header
+from megatron.bridge.release_checkpoint import proof
 
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def warn_of_casts(account: Account | None) -> None:
         for name in names:
             kinds[account.stored[name].dtype, dtype].add(_NUMBER.sub(".*", name))
     for (stored, wanted), kind in sorted(kinds.items(), key=str):
-        logger.warning("cast from %s to %s, the dtype of the Megatron model: %s", stored, wanted, some(kind))
+        proof.warn(logger, f"cast from {stored} to {wanted}, the dtype of the Megatron model: {some(kind)}")
 
 
 def check_overflow(account: Account | None) -> None:
@@ -51,10 +52,10 @@ def check_overflow(account: Account | None) -> None:
     if account is None:
         return
     for weight, dtype, names in _casts(account):
-        wider = [name for name in names if torch.finfo(account.stored[name].dtype).max > torch.finfo(dtype).max]
+        wider = [name for name in names if _largest(account.stored[name].dtype) > torch.finfo(dtype).max]
         if wider and not is_finite(weight.to(dtype)):
             for name in wider:
-                check_cast(name, account.hf_pretrained.state[name], dtype)
+                check_cast(name, account.values(name), dtype)
 
 
 def check_pieces(key: str, tensor: Any) -> None:
@@ -69,7 +70,7 @@ def check_pieces(key: str, tensor: Any) -> None:
     """
     for piece in tensor.pieces:
         if piece.casts:
-            name = key
+            name = getattr(piece.source, "name", key)
             if path := getattr(piece.source, "path", None):
                 at = piece.source.offset + piece.start * piece.source.dtype.itemsize
                 name = next((name for name, each in read_header(path).items() if each.start <= at < each.stop), key)
@@ -103,7 +104,9 @@ def _casts(account: Account) -> Iterator[tuple[torch.Tensor, torch.dtype, list[s
     """Yield the parameters of this rank that are cast, to which dtype, and of which tensors."""
     for task in account.tasks:
         names = account.reads(task)
-        if task.param_weight is None or not all(_is_plain(account.stored[name].dtype) for name in names):
+        # They are read times their scales, which are no weights.
+        names = [name for name in names if account.stored[name].dtype in FLOAT8 and not is_scale(name)] or names
+        if task.param_weight is None or not all(account.stored[name].dtype.is_floating_point for name in names):
             continue
         # Norms are cast to the dtype of the model after they are loaded.
         dtype = task.param_weight.dtype
@@ -113,5 +116,6 @@ def _casts(account: Account) -> Iterator[tuple[torch.Tensor, torch.dtype, list[s
             yield task.param_weight, dtype, cast
 
 
-def _is_plain(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point and dtype not in FLOAT8
+def _largest(dtype: torch.dtype) -> float:
+    """Return the largest value that a stored tensor of this dtype can have. That of FP8 has a scale of float32."""
+    return torch.finfo(torch.float32 if dtype in FLOAT8 else dtype).max

@@ -41,7 +41,7 @@ def check_config(bridge: Any, strict: bool = True) -> None:
             f"{config.model_type} is not proved: nobody has compared what Megatron Core computes with transformers "
             "for every key of its config.json"
         )
-        proof.warn(logger, "unproved", what, f"{what}. Compare the logits before you train")
+        proof.warn(logger, f"{what}. Compare the logits before you train", unproved=what)
         return
     provider = bridge.to_megatron_provider(load_weights=False)
     if wrong := list(problems(config, provider, keys)):
@@ -53,7 +53,7 @@ def check_config(bridge: Any, strict: bool = True) -> None:
                 "strict=False (--no-strict)"
             )
         what = f"{line}: Megatron Core computes another model than transformers"
-        proof.warn(logger, "left_out", what)
+        proof.warn(logger, what, left_out=what)
     for line in remarks(config, keys):
         logger.warning(line)
 

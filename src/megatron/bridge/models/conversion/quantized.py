@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantized checkpoints: the forms that a bridge dequantizes are let through, every other one is refused by name.
+"""Quantized checkpoints: FP8 with scales and what a bridge dequantizes are let through, the rest is refused by name.
 
 What is in the files decides, because a config gets lost, or stays behind when weights are dequantized.
 """
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,17 @@ _FORMS = {
     "packed INT4 (compressed-tensors)": re.compile(r"\.weight_(packed|shape|zero_point|g_idx)$"),
     "MXFP4": re.compile(r"\.\w+_blocks$"),
 }
-_MXFP4, _INT4, _FP8, _INTEGER = "MXFP4", "packed INT4 (compressed-tensors)", "FP8", "integer"
+_MXFP4, _INT4, _MXFP8, _FP8, _INTEGER = "MXFP4", "packed INT4 (compressed-tensors)", "MXFP8", "FP8", "integer"
 FLOAT8 = tuple(dtype for name, dtype in vars(torch).items() if name.startswith("float8_"))
 _PACKED = (torch.uint8, torch.int8, torch.int16, torch.int32)
 # How the scale of a quantized weight is called: after the weight, or after its layer.
 _SCALES = ("{}_scale_inv", "{}_scale", "{}.scale", "{}_weight_scale", "{}.weight_scale")
 
-# What bridges dequantize while they load (`maybe_modify_loaded_hf_weight`).
+# What bridges dequantize while they load (`maybe_modify_loaded_hf_weight`), beside FP8.
 _DEQUANTIZED = {
-    "DeepseekV3ForCausalLM": {_FP8},
-    "DeepseekV4ForCausalLM": {_FP8, _INTEGER},
+    "DeepseekV4ForCausalLM": {_INTEGER},
     "GptOssForCausalLM": {_MXFP4},
     "KimiK25ForConditionalGeneration": {_INT4},
-    "MiMoV2FlashForCausalLM": {_FP8},
-    "MiniMaxM2ForCausalLM": {_FP8},
-    "Mistral3ForConditionalGeneration": {_FP8},
 }
 # Methods that change how weights are stored, and nothing else: where the weights are plain they say nothing.
 _STORAGE = {
@@ -86,20 +82,35 @@ def check_quantization(model: Any, config: Mapping[str, Any], tensors: Mapping[s
     """
     method = _method(config)
     form, name = _form(tensors)
-    if form is None:
-        if method and method not in _STORAGE:
-            raise ValueError(f"{model} asks for the quantization {method!r}, which is not known: {_remedy(model)}")
+    if form is None and not method:
         return
-    if form == _FP8 and not any(key.endswith(("_scale_inv", "_scale", ".scale")) for key in tensors):
-        raise ValueError(f"{model} has FP8 weights ({name!r}) without their scales: {_remedy(model)}")
     architectures = config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    if form not in _DEQUANTIZED.get(architecture, ()):
+    if form not in (None, _FP8) and form not in _DEQUANTIZED.get(architecture, ()):
         said = f", by {method}" if method and method not in form.lower() else ""
         raise ValueError(f"{model} is quantized ({form}{said}; {name!r}), expected plain weights: {_remedy(model)}")
+    if method and method not in _STORAGE:
+        raise ValueError(f"{model} asks for the quantization {method!r}, which is not known: {_remedy(model)}")
     for name in sorted(tensors):
         if lacking := _lacking(name, tensors):
             raise ValueError(f"{model}: the quantized {name!r} lacks its scale {lacking!r}: {_remedy(model)}")
+
+
+def is_scale(name: str) -> bool:
+    """Return whether a tensor of this name is a scale, which may be of FP8 itself."""
+    return name.endswith(("scale", "scale_inv"))
+
+
+def scale_of(name: str, tensors: Container[str]) -> str | None:
+    """Return the name of the scale of an FP8 tensor, None if there is none.
+
+    Args:
+        name: The tensor.
+        tensors: The names of all tensors.
+    """
+    layer = name.removesuffix(".weight")
+    names = (scale.format(each) for scale in _SCALES for each in (name, layer))
+    return next((each for each in names if each in tensors), None)
 
 
 def _method(config: Mapping[str, Any]) -> str | None:
@@ -118,12 +129,24 @@ def _form(tensors: Mapping[str, torch.Tensor]) -> tuple[str | None, str]:
         if found and (form != _MXFP4 or tensors[min(found)].dtype == torch.uint8):
             return form, min(found)
     for name, tensor in sorted(tensors.items()):
-        if tensor.dtype in FLOAT8 and not name.endswith(("scale", "scale_inv")):
-            return _FP8, name
-    for name, tensor in sorted(tensors.items()):
         if name.endswith(".weight") and tensor.dim() > 1 and tensor.dtype in _PACKED:
             return _INTEGER, name
-    return None, ""
+    fp8 = [name for name in sorted(tensors) if _is_fp8(name, tensors)]
+    if micro := [name for name in fp8 if _is_micro(name, tensors)]:
+        return _MXFP8, micro[0]
+    return (_FP8, fp8[0]) if fp8 else (None, "")
+
+
+def _is_fp8(name: str, tensors: Mapping[str, torch.Tensor]) -> bool:
+    return tensors[name].dtype in FLOAT8 and not is_scale(name)
+
+
+def _is_micro(name: str, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether the scales of an FP8 tensor are powers of two of 32 values each (OCP Microscaling)."""
+    if (scale := scale_of(name, tensors)) is None:
+        return False
+    of_32 = tensors[scale].dim() > 1 and 32 * tensors[scale].shape[-1] == tensors[name].shape[-1]
+    return tensors[scale].dtype == torch.uint8 or tensors[scale].dtype in FLOAT8 and of_32
 
 
 def _lacking(name: str, tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -131,12 +154,9 @@ def _lacking(name: str, tensors: Mapping[str, torch.Tensor]) -> str | None:
     if name.endswith("_blocks") and tensors[name].dtype == torch.uint8:
         scale = f"{name.removesuffix('_blocks')}_scales"
         return None if scale in tensors else scale
-    if tensors[name].dtype not in FLOAT8 or name.endswith(("scale", "scale_inv")):
-        return None
-    layer = name.removesuffix(".weight")
-    if any(scale.format(each) in tensors for scale in _SCALES for each in (name, layer)):
-        return None
-    return f"{name}_scale_inv"
+    if _is_fp8(name, tensors) and scale_of(name, tensors) is None:
+        return f"{name}_scale_inv"
+    return None
 
 
 def _remedy(model: Any) -> str:

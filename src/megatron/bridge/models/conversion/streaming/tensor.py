@@ -91,8 +91,8 @@ class PiecewiseTensor(torch.Tensor):
 
     @property
     def in_files(self) -> bool:
-        """Whether all elements are read from files as they are."""
-        return all(isinstance(piece.source, InFile) for piece in self.pieces)
+        """Whether all elements are read from files, as they are or scaled (fp8.py)."""
+        return all(isinstance(getattr(piece.source, "stored", piece.source), InFile) for piece in self.pieces)
 
     def blocks(self, size: int) -> Iterator[torch.Tensor]:
         """Yield the values in row-major order, as `Piece.blocks` does."""
