@@ -20,5 +20,8 @@ repair can change it.
     unchanged=["Nothing that exists is touched."],
     tested=["Unit tests on checkpoints in some 70 states that people have on disk."],
     later=["The subcommands `inspect` and `repair` stand on this."],
-    tests={"tests/unit/bridge/release_checkpoint/test_problems.py": "release_checkpoint/"},
+    tests={
+        "tests/unit/bridge/release_checkpoint/test_problems.py": "release_checkpoint/",
+        "tests/unit/bridge/test_other_formats.py": "release_checkpoint/",
+    },
 )

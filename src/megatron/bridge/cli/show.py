@@ -42,6 +42,7 @@ def _document(found: Checkpoint) -> dict[str, Any]:
             "folder": payload.path.name,
             "format": payload.format,
             "core": payload.core,
+            "ranks": len(payload.ranks.files) if payload.ranks else None,
             "common_state": payload.common,
             "iteration": payload.iteration,
             "optimizer": payload.has_optimizer,
@@ -125,10 +126,12 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "folders", ", ".join(folders) or "none"
     if payload is None:
         return
-    yield "format", f"{payload['format'] or 'unknown'}, written by Megatron Core {payload['core'] or '(unknown)'}"
+    ranks = f" of {payload['ranks']} ranks" if payload["ranks"] else ""
+    core = payload["core"] or "(unknown)"
+    yield "format", f"{payload['format'] or 'unknown'}{ranks}, written by Megatron Core {core}"
     if payload["common_state"]:
-        forms = FORMS.values() if payload["common_state"] == "both" else [FORMS[payload["common_state"]]]
-        yield "common state", f"in {' and in '.join(forms)}"
+        forms = FORMS if payload["common_state"] == "both" else [payload["common_state"]]
+        yield "common state", f"in {' and in '.join(FORMS.get(form, form) for form in forms)}"
     args = payload["args"]
     yield "args", f"{len(args)} fields" if args else "none"
     if args:

@@ -18,7 +18,7 @@ from megatron.bridge.release_checkpoint.layout import (
     is_link_to_release,
     is_payload,
 )
-from megatron.bridge.release_checkpoint.payload import Payload, examine_payload, is_legacy
+from megatron.bridge.release_checkpoint.payload import Payload, examine_payload
 
 
 _LEFTOVERS = (STAGING, REPLACED, TRACKER + INCOMPLETE)
@@ -86,7 +86,7 @@ def examine(path: Path) -> Checkpoint:
         return Checkpoint(path, "missing")
     if not path.is_dir():
         return Checkpoint(path, "file")
-    if is_payload(path) or (path / COMMON_PT).is_file() or is_legacy(path):
+    if is_payload(path) or (path / COMMON_PT).is_file():
         chosen = path.absolute()
         if chosen.name == ITERATION_0 and is_link_to_release(chosen):
             chosen = chosen.with_name(RELEASE)

@@ -57,7 +57,14 @@ def as_path(path: str | os.PathLike) -> Any:
 def is_payload(path: str | os.PathLike) -> bool:
     """Return whether a folder is the payload of a checkpoint, and not a root."""
     folder = as_path(path)
-    return any((folder / name).exists() for name in (RUN_CONFIG, TRAIN_STATE, METADATA_JSON, METADATA))
+    return any((folder / name).exists() for name in (RUN_CONFIG, TRAIN_STATE, METADATA_JSON, METADATA)) or is_split(
+        folder
+    )
+
+
+def is_split(folder: Any) -> bool:
+    """Return whether a folder is a payload of `--ckpt-format torch`, with a folder for each rank (mp_rank_00…)."""
+    return any(child.name.startswith("mp_rank_0") for child in folder.iterdir()) if folder.is_dir() else False
 
 
 def is_link_to_release(path: str | os.PathLike) -> bool:

@@ -83,7 +83,7 @@ _METADATA_CLASSES: pickles.Classes = {
         }
     ),
 }
-_COMMON_CLASSES: pickles.Classes = {
+COMMON_CLASSES: pickles.Classes = {
     **_METADATA_CLASSES,
     **pickles.stand_ins(
         {
@@ -173,7 +173,7 @@ def read_common_state(path: str | os.PathLike, offset: int = 0, length: int | No
         UnreadablePickle: It is not what `torch.save` writes, or too large.
         OSError: It can't be read.
     """
-    return pickles.load(_unzip(_read(path, MAX_COMMON_STATE, offset, length), path), path, _COMMON_CLASSES)
+    return pickles.load(_unzip(_read(path, MAX_COMMON_STATE, offset, length), path), path, COMMON_CLASSES)
 
 
 def _read(path: str | os.PathLike, most: int, offset: int = 0, length: int | None = None) -> bytes:

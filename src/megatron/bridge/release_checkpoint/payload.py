@@ -2,18 +2,19 @@
 """What a payload folder holds, by its metadata: no weights, no torch, and no pickle that runs."""
 
 import json
-import os
 import re
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megatron.bridge.release_checkpoint import weights
-from megatron.bridge.release_checkpoint.layout import METADATA, METADATA_JSON
+from megatron.bridge.release_checkpoint.layout import METADATA, METADATA_JSON, is_split
 from megatron.bridge.release_checkpoint.metadata import Metadata, read_metadata
+from megatron.bridge.release_checkpoint.other_formats import SAVED_WITH, read_entries, read_ranks
 from megatron.bridge.release_checkpoint.pickles import UnreadablePickle
+from megatron.bridge.release_checkpoint.ranks import Ranks
 from megatron.bridge.release_checkpoint.state import (
     COMMON_STATE,
     MAX_INT,
@@ -52,11 +53,14 @@ class Payload:
 
     Attributes:
         path: The folder.
-        format: As `--ckpt-format` of Megatron-LM: "torch_dist", "torch_dcp", "torch". None if it is none of them.
+        format: As `--ckpt-format` of Megatron-LM: "torch_dist", "torch_dcp", "fsdp_dtensor", "torch". None if it is
+            none of them.
         core: Series of Megatron Core that wrote it, by what only that series writes. None if nothing tells.
         forms: The common state in each of `state.FORMS` that exists, in that order.
         source: Which of them `state` is. Default: the first that can be read.
-        metadata: What `.metadata` says, None if there is none or it can't be read.
+        metadata: What `.metadata` says, None if there is none or it can't be read. Of the format torch, the tensors
+            of the whole model.
+        ranks: The files of the format torch.
         size: Bytes of all files.
         damage: What is missing or broken and stored nowhere else in the payload, a line each.
     """
@@ -67,12 +71,13 @@ class Payload:
     forms: dict[str, CommonState] = field(default_factory=dict)
     source: str | None = None
     metadata: Metadata | None = None
+    ranks: Ranks | None = None
     size: int = 0
     damage: list[str] = field(default_factory=list)
 
     @property
     def common(self) -> str | None:
-        """The forms of the common state: "common.pt", "entry", "both", or None."""
+        """The forms of the common state: "common.pt", "entry", "both", another format's, or None."""
         return "both" if len(self.forms) > 1 else next(iter(self.forms), None)
 
     @property
@@ -134,6 +139,11 @@ class Payload:
         return [] if self.metadata is None else weights.dtypes(self.metadata)
 
     @property
+    def as_saved(self) -> list[str]:
+        """Flags without which Megatron-LM doesn't load a format that keeps how a training has split the weights."""
+        return self.ranks.flags if self.ranks else list(SAVED_WITH.get(self.format or "", ()))
+
+    @property
     def parallelism(self) -> dict[str, int] | None:
         """Parallel sizes with which it was saved, by their usual letters."""
         if self.args is None:
@@ -144,11 +154,6 @@ class Payload:
     def has(self, name: str) -> bool:
         """Return whether the folder has a file of this name."""
         return (self.path / name).is_file()
-
-
-def is_legacy(path: Path) -> bool:
-    """Return whether a folder has Megatron-LM's format before distributed checkpoints, `--ckpt-format torch`."""
-    return any(entry.name.startswith("mp_rank_0") for entry in os.scandir(path))
 
 
 def examine_payload(path: Path, index: Path | None = None) -> Payload:
@@ -166,9 +171,8 @@ def examine_payload(path: Path, index: Path | None = None) -> Payload:
     found = Payload(path)
     found.size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     config = _read_config(found)
-    if config is None and is_legacy(path):
-        found.format = "torch"
-        return found
+    if config is None and is_split(path):
+        return replace(found, **read_ranks(path, found.damage))
     if config is not None:
         found.format = str(config.get("sharded_backend", "torch_dist"))[:20]
     if not index.is_file():
@@ -181,9 +185,7 @@ def examine_payload(path: Path, index: Path | None = None) -> Payload:
         return found
     _check_shards(found, found.metadata)
     if config is None and "iteration" in found.metadata.objects:
-        # FSDP's formats keep args and iteration as entries.
-        found.format = "torch_dcp"
-        return found
+        return replace(found, **read_entries(path, found.metadata, found.damage))
     if config is None:
         found.damage.append("metadata.json is missing: the save that wrote this was not finished")
     found.forms = read_forms(path, found.metadata, found.damage)

@@ -39,9 +39,9 @@ def _faults(checkpoint: Checkpoint, payload: Payload, plan: repair.Plan | None) 
             yield f"{form.damage}; {FORMS[_other(name)]} is whole"
     if payload.discord:
         yield f"common.pt and the entry common_state differ in {some(payload.discord)}; all readers take common.pt"
-    if payload.format == "torch":
-        yield "The legacy format torch is not examined here"
-        return
+    if payload.ranks is not None:
+        for wrong in payload.contradictions:
+            yield f"The args are those of another model: {wrong}"
     yield from _faults_of_root(checkpoint, plan)
     if checkpoint.layout != "training" and not payload.damage and payload.format == "torch_dist":
         yield from _lacks_of_release(checkpoint, payload)

@@ -35,6 +35,7 @@ class Series:
             does so up to core 0.15.
         needs_common_pt: `load_common` knows only `common.pt`, up to core 0.18. Core 0.19 takes either form
             (`load_common_state_dict` in megatron/core/dist_checkpointing/serialization.py).
+        has_fsdp_dtensor: It knows this format, from core 0.14 on.
         untaken: Flags whose fields `load_args_from_checkpoint` doesn't take, but that of core 0.19 does.
         unknown: Flags that `arguments.py` doesn't have, but that of core 0.19 does.
     """
@@ -43,6 +44,7 @@ class Series:
     takes_zero: bool = True
     needs_args: bool = False
     needs_common_pt: bool = True
+    has_fsdp_dtensor: bool = True
     untaken: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
@@ -75,8 +77,8 @@ _CORE = "Megatron-LM, core "
 _UP_TO_0_15: dict[str, Any] = {"takes_zero": False, "needs_args": True, "untaken": _UNTAKEN_0_15}
 
 MEGATRON_LM = (
-    Series("0.12", **_UP_TO_0_15, unknown=_SINCE_0_13),
-    Series("0.13", **_UP_TO_0_15, unknown=_SINCE_0_14),
+    Series("0.12", **_UP_TO_0_15, has_fsdp_dtensor=False, unknown=_SINCE_0_13),
+    Series("0.13", **_UP_TO_0_15, has_fsdp_dtensor=False, unknown=_SINCE_0_14),
     Series("0.14", **_UP_TO_0_15, unknown=_SINCE_0_15),
     Series("0.15", **_UP_TO_0_15, unknown=_SINCE_0_16),
     Series("0.16", untaken=_UNTAKEN_0_16, unknown=_SINCE_0_17),
@@ -144,7 +146,7 @@ def _finds(checkpoint: Checkpoint, payload: Payload, series: Series) -> _Found:
         return "no", "refuses a tracker that says 0 (read_metadata)"
     if (unread := _unread(payload)) is not None:
         return unread
-    if series.needs_common_pt and COMMON_PT not in payload.forms:
+    if series.needs_common_pt and payload.format == "torch_dist" and COMMON_PT not in payload.forms:
         return "no", "looks for common.pt, which is not here (load_common)"
     return None
 
@@ -186,10 +188,14 @@ def _takes_args(checkpoint: Checkpoint, payload: Payload, series: Series) -> _Fo
 
 
 def _starts(checkpoint: Checkpoint, payload: Payload, series: Series) -> _Found:
-    if checkpoint.named != RELEASE:
-        return "yes", f"resumes at {payload.iteration}"
     assert payload.args is not None, "`_takes_args` decides without them"
-    return _command_line(payload.args, series) or ("yes", "starts at iteration 0")
+    if checkpoint.named == RELEASE and (found := _command_line(payload.args, series)):
+        return found
+    if payload.format == "fsdp_dtensor" and not series.has_fsdp_dtensor:
+        return "no", "doesn't know the format fsdp_dtensor (_get_checkpoint_format)"
+    if payload.as_saved:
+        return "partly", f"only split as it was saved: {' '.join(payload.as_saved)}"
+    return "yes", "starts at iteration 0" if checkpoint.named == RELEASE else f"resumes at {payload.iteration}"
 
 
 _RULES: tuple[Callable[[Checkpoint, Payload, Series], _Found], ...] = (_finds, _resumes, _takes_args, _starts)
@@ -232,6 +238,8 @@ def _bridge(checkpoint: Checkpoint) -> tuple[Loads, str]:
         return "no", f"there is only {payload.path.name}"
     if (unread := _unread(payload)) is not None:
         return unread
+    if payload.format == "fsdp_dtensor":
+        return "no", "doesn't read fsdp_dtensor: load it with Megatron-LM, and save it with --ckpt-format torch_dist"
     core = _installed_core()
     if payload.common == "entry" and core is not None and core < (0, 19):
         return "no", f"megatron-core {core[0]}.{core[1]} is installed, it looks for common.pt"
@@ -272,8 +280,6 @@ def _unread(payload: Payload) -> _Found:
     # All readers take the first form that exists, and don't go on to the other.
     if payload.forms and (damage := next(iter(payload.forms.values())).damage):
         return "no", damage
-    if payload.format != "torch_dist":
-        return "unknown", f"the format {payload.format} is not examined here"
     return None
 
 
@@ -282,7 +288,7 @@ def launch_flags(checkpoint: Checkpoint) -> dict[str, Sequence[str]] | None:
     payload = checkpoint.payload
     if payload is None or payload.args is None or payload.missing_args:
         return None
-    load = ["--load", str(checkpoint.root)]
+    load = ["--load", str(checkpoint.root), *payload.as_saved]
     return {
         "use_checkpoint_args": [*load, *megatron_lm_flags(payload.args, use_checkpoint_args=True)],
         "without": [*load, *megatron_lm_flags(payload.args)],
