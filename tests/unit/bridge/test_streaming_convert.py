@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, RMSNorm2ZeroCenteredRMSNormMapping
 from megatron.bridge.models.conversion.quantization_utils import dequantize_fp8_blockwise
-from megatron.bridge.models.conversion.streaming.convert import Computed, IgnoreMeta, _LastUsed, _StoredState
+from megatron.bridge.models.conversion.streaming.convert import Computed, IgnoreMeta, LastUsed, StoredState
 from megatron.bridge.models.conversion.streaming.sources import InFile
 from megatron.bridge.models.conversion.streaming.tensor import Computing, PiecewiseTensor
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource
@@ -36,7 +36,7 @@ def test_what_moves_to_the_meta_device_stays_where_it_is(change):
 
 def stored(tmp_path, tensor):
     save_file({"weight": tensor}, tmp_path / "model.safetensors")
-    return _StoredState(SafeTensorsStateSource(tmp_path))["weight"]
+    return StoredState(SafeTensorsStateSource(tmp_path))["weight"]
 
 
 def test_a_mapping_that_changes_its_clone_in_place_leaves_the_file(tmp_path):
@@ -66,7 +66,7 @@ def test_blocks_of_fp8_with_scales_of_their_own_are_read_once(tmp_path, monkeypa
 
 
 def test_layers_that_threads_use_in_turn_are_made_once():
-    made, held = [], _LastUsed()
+    made, held = [], LastUsed()
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
 
         def get(pool, key):

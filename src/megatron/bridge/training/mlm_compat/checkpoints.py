@@ -94,7 +94,7 @@ def lacks_run_config(payload: str | os.PathLike) -> bool:
 
 
 def load_with_hf_config(
-    bridge: "AutoBridge", payload: str | os.PathLike, mp_overrides: dict[str, Any] | None = None
+    bridge: "AutoBridge", payload: str | os.PathLike, mp_overrides: dict[str, Any] | None = None, **options: Any
 ) -> "list[MegatronModule]":
     """Load a payload without run config, as Megatron-LM saves it into a folder of its own.
 
@@ -105,6 +105,7 @@ def load_with_hf_config(
         bridge: The bridge of the model that was trained.
         payload: Payload folder, a local path or a MultiStorageClient URL.
         mp_overrides: Parallelism of the model to build. Default: one rank.
+        **options: Further arguments of `build_and_load_model`.
 
     Returns:
         The model chunks of this rank, with the payload's weights.
@@ -121,5 +122,6 @@ def load_with_hf_config(
         provider,
         use_cpu_init=in_group and dist.get_backend() == "gloo",
         skip_temp_dist_context=in_group,
+        **options,
     )
     return model if isinstance(model, list) else [model]

@@ -34,9 +34,9 @@ class Conversion:
 
     def __init__(self, bridge: MegatronModelBridge, source: SafeTensorsStateSource) -> None:
         self._bridge = bridge
-        self._state = _StoredState(source)
+        self._state = StoredState(source)
         # Some bridges make a tensor of all experts of a layer of another one.
-        self._groups = _LastUsed()
+        self._groups = LastUsed()
 
     def plan(self, task: WeightConversionTask) -> PiecewiseTensor:
         """Return a parameter: the pieces of files that make it, or else one piece that is computed when it is read."""
@@ -89,7 +89,7 @@ class IgnoreMeta(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class _StoredState(StateDict):
+class StoredState(StateDict):
     """Hugging Face's tensors as they are stored in the safetensors files."""
 
     def __init__(self, source: SafeTensorsStateSource) -> None:
@@ -108,7 +108,7 @@ class _StoredState(StateDict):
         return PiecewiseTensor.of(InFile(path, stored.start, DTYPES[stored.dtype]), stored.shape)
 
 
-class _LastUsed:
+class LastUsed:
     """Values of which each thread keeps the one that it used last, and shares it with the others. Thread-safe."""
 
     def __init__(self) -> None:
@@ -116,6 +116,7 @@ class _LastUsed:
         self._lock = threading.Lock()
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return the value of a key. It is made if no thread keeps it."""
         thread = threading.get_ident()
         with self._lock:
             found = next((value for value in self._values.values() if value[0] == key), None)

@@ -9,22 +9,24 @@ state dict are the plan, and `execute.py` needs nothing else.
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedTensor, apply_factories
-from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.msc_utils import MultiStorageClientFeature
 from megatron.core.transformer import MegatronModule
 
 from megatron.bridge.models.conversion import accounting, casts
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.streaming.convert import Conversion
-from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
+from megatron.bridge.models.conversion.streaming.model import (
+    CannotStream,
+    cannot_stream_if_it_fails,
+    meta_model,
+    replace_weights,
+)
 from megatron.bridge.models.conversion.utils import unwrap_model
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource
 
@@ -33,10 +35,6 @@ if TYPE_CHECKING:
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 
 logger = logging.getLogger(__name__)
-
-
-class CannotStream(Exception):
-    """Why a checkpoint can't be imported tensor by tensor."""
 
 
 def plan_import(bridge: "AutoBridge", target: str | os.PathLike) -> list[MegatronModule] | None:
@@ -58,16 +56,16 @@ def plan_import(bridge: "AutoBridge", target: str | os.PathLike) -> list[Megatro
     """
     try:
         _check(bridge, target)
-        with _cannot_stream_if_it_fails("its model can't be made without weights"):
-            model = _meta_model(bridge)
+        with cannot_stream_if_it_fails("its model can't be made without weights"):
+            model = _without_weights(bridge)
         chunks, mappings = unwrap_model(model), bridge._model_bridge
-        with _cannot_stream_if_it_fails("its mappings need weights"):
+        with cannot_stream_if_it_fails("its mappings need weights"):
             tasks = mappings.build_conversion_tasks(bridge.hf_pretrained, chunks)
         casts.warn_of_casts(accounting.account(mappings, bridge.hf_pretrained, chunks, tasks))
         conversion = Conversion(mappings, bridge.hf_pretrained.state.source)
         tasks = [task for task in tasks if task is not None and task.param_weight is not None]
-        _replace(chunks, {task.param_weight: conversion.plan(task) for task in tasks})
-        with _cannot_stream_if_it_fails("its layout can't be told without weights"):
+        replace_weights(chunks, {task.param_weight: conversion.plan(task) for task in tasks})
+        with cannot_stream_if_it_fails("its layout can't be told without weights"):
             _check_layout(chunks)
     except CannotStream as reason:
         logger.warning("%s is imported in memory, not streamed: %s.%s", _name(bridge), reason, _memory(bridge))
@@ -85,37 +83,11 @@ def _check(bridge: "AutoBridge", target: str | os.PathLike) -> None:
         raise CannotStream("its weights are not in safetensors files")
 
 
-def _meta_model(bridge: "AutoBridge") -> list[MegatronModule]:
+def _without_weights(bridge: "AutoBridge") -> list[MegatronModule]:
     provider = bridge.to_megatron_provider(load_weights=False)
     # As `to_megatron_provider` has it where weights are loaded.
     provider.perform_initialization = False
-    if hasattr(provider, "finalize"):
-        provider.finalize()
-    sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size")
-    if any((getattr(provider, size, 1) or 1) > 1 for size in sizes):
-        raise CannotStream("its provider asks for model parallelism")
-    recorded = provider.init_model_with_meta_device
-    # Megatron Core's own layers take the default device only if they are asked to be on the CPU, Transformer Engine's
-    # only if not (core 0.19, tensor_parallel/layers.py and extensions/transformer_engine.py).
-    model = provider.provide_distributed_model(
-        wrap_with_ddp=False, use_cpu_initialization=not HAVE_TE, init_model_with_meta_device=True
-    )
-    provider.init_model_with_meta_device = recorded
-    provider.use_cpu_initialization = True
-    return model
-
-
-def _replace(chunks: list[MegatronModule], values: dict[torch.Tensor, PiecewiseTensor]) -> None:
-    """Put values in the place of parameters and buffers, wherever these are used."""
-    planned = dict(values)
-    for tensor in (tensor for tensor in values if isinstance(tensor, torch.nn.Parameter)):
-        planned[tensor] = torch.nn.Parameter(values[tensor], requires_grad=False)
-        vars(planned[tensor]).update(vars(tensor))
-    for module in (module for chunk in chunks for module in chunk.modules()):
-        for named in (module.named_parameters, module.named_buffers):
-            for name, tensor in list(named(recurse=False, remove_duplicate=False)):
-                if tensor in planned:
-                    setattr(module, name, planned[tensor])
+    return meta_model(provider)
 
 
 def _check_layout(chunks: list[MegatronModule]) -> None:
@@ -129,19 +101,6 @@ def _check_layout(chunks: list[MegatronModule]) -> None:
                     raise CannotStream(f"{entry.key} is not made of single parameters that the bridge maps")
             elif not isinstance(entry, ShardedBase) and isinstance(entry, torch.Tensor) and entry.is_meta:
                 raise CannotStream("its checkpoint has tensors that are not sharded")
-
-
-@contextmanager
-def _cannot_stream_if_it_fails(reason: str) -> Iterator[None]:
-    """Turn any error into `CannotStream`, because the import in memory has errors of its own."""
-    try:
-        yield
-    except CannotStream:
-        raise
-    except Exception as error:
-        logger.debug(reason, exc_info=True)
-        line = next(iter(str(error).strip().splitlines()), "")
-        raise CannotStream(f"{reason} ({type(error).__name__}: {line})") from error
 
 
 def _name(bridge: "AutoBridge") -> str:
