@@ -12,7 +12,7 @@ import pytest
 # What `import megatron.bridge` spends its time on, and a conversion never calls.
 HEAVY = [
     *("accelerate", "datasets", "megatron.energon", "modelopt", "pandas"),
-    *("peft", "scipy", "sklearn", "tensorboard", "torch._inductor.lowering", "wandb"),
+    *("peft", "scipy", "sklearn", "sympy", "tensorboard", "torch._dynamo", "torch._inductor.lowering", "wandb"),
 ]
 
 # A stand-in has no file.
@@ -40,6 +40,10 @@ class Tight(Bounds): pass
 assert linear_sum_assignment([[1.0]])[0] == [0] and isinstance(Tight(0, 1), scipy.optimize.Bounds)
 
 import torch
+from modelopt.torch.quantization.utils import is_quantized
+assert not is_quantized(torch.nn.Linear(1, 1)) and not torch.compiler.is_compiling()
+from torch.distributed.tensor import DTensor, Shard
+assert not isinstance(torch.ones(1), DTensor) and Shard(0).dim == 0
 double = torch.compile(backend="eager")(lambda value: 2 * value)
 assert double(torch.ones(())) == 2
 print(json.dumps({"loaded": loaded, "bridge": type(bridge._model_bridge).__name__}))

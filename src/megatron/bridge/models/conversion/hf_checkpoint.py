@@ -139,7 +139,8 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
     if model_class is None or not isinstance(hf_config, model_class.config_class):
         return
     try:
-        with _quiet_transformers():
+        # On the meta device an initialization sets nothing, and imports sympy.
+        with _quiet_transformers(), transformers.initialization.no_init_weights():
             model, seen = model_class.from_pretrained(
                 None,
                 config=hf_config,

@@ -213,9 +213,12 @@ def _join(func: Any, tensors: Sequence[torch.Tensor], dim: int = 0) -> Piecewise
     like = tensors[0]
     if len({tensor.dtype for tensor in tensors}) > 1 or any(tensor.dim() != like.dim() for tensor in tensors):
         return None
-    dim %= like.dim() + (func is _aten.stack.default)
-    if prod(like.shape[:dim]) != 1:
+    stacked = func is _aten.stack.default
+    dim %= like.dim() + stacked
+    # By hand, since PyTorch imports sympy to join tensors without values.
+    around, *others = {(*each.shape[:dim], *each.shape[dim + (not stacked) :]) for each in tensors}
+    if others or prod(around[:dim]) != 1:
         return None
-    shape = func([torch.empty(tensor.shape, device="meta") for tensor in tensors], dim).shape
+    shape = (*around[:dim], len(tensors) if stacked else sum(each.shape[dim] for each in tensors), *around[dim:])
     pieces = [piece for tensor in tensors for piece in PiecewiseTensor.wrap(tensor).pieces]
     return PiecewiseTensor(pieces, shape, like.dtype)
