@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +71,13 @@ def make(
     homes = travel.homes([*known, *changes])
     _check(checkout, branch)
     commits, worse = [], []
-    with _worktree(checkout) as tree, _worktree(checkout) as before, tempfile.TemporaryDirectory() as scratch:
+    with (
+        _worktree(checkout) as tree,
+        _worktree(checkout) as before,
+        tempfile.TemporaryDirectory() as scratch,
+        Comparison(check, before, out / "outcomes") if check else nullcontext() as tests,
+    ):
         base = git(tree, "rev-parse", "HEAD")
-        tests = Comparison(check, before) if check else None
         for change in changes:
             _check_tested(change)
             _check_ground(change, known, tree)
@@ -89,7 +93,7 @@ def make(
                 text = pull_request_text.compose(change, table([commit]), tree)
                 Path(scratch, f"{change.name}.md").write_text(text, "utf-8")
             if commit is not None and tests is not None:
-                print(f"testing {change.name}", file=sys.stderr)
+                print(f"testing {change.name}", file=sys.stderr, flush=True)
                 worse += [f"{change.name}: {each}" for each in tests.worse(tree, count(tree, "HEAD~1", "HEAD"))]
         if not commits:
             raise ForkError(f"{checkout} has all of these changes already; there is nothing to commit")

@@ -1,38 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upstream's unit tests of what a commit touches, compared with what they did before the stack.
 
-Run as a script, it runs pytest in a checkout on a host without a GPU and without Transformer Engine.
+Run as a script, it runs pytest in checkouts on a host without a GPU and without Transformer Engine.
 """
 
 import ast
+import contextlib
+import gc
+import hashlib
 import importlib
+import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from unittest import mock
 
 
 UNIT_TESTS = Path("tests", "unit_tests")
+REPORT, LOG, LOADED = "report.xml", "log.txt", "loaded.txt"
+"""What a run of pytest leaves: its report, its output, and the names of what it imported from outside the tree."""
 
 
 class Comparison:
     """Compares the outcomes of tests after each commit with those before the first.
 
+    The import of Megatron-Bridge takes ten times as long as most of its tests. So pytest runs in forks of one process,
+    which has imported everything else.
+
     Args:
         python: the interpreter of an environment that has what Megatron-Bridge and its tests import.
         before: a checkout as it was before the first commit.
+        kept: the folder that keeps the outcomes, by the content of a checkout, for the next time.
     """
 
-    def __init__(self, python: Path, before: Path):
-        self.python, self.before = python, before
+    def __init__(self, python: Path, before: Path, kept: Path):
+        self.python, self.before, self.kept = python, before, kept
         self.files: set[Path] = set()
         self.outcomes: dict[str, str] = {}
+
+    @cached_property
+    def _server(self) -> subprocess.Popen:
+        command = [str(self.python), __file__]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+    def __enter__(self) -> "Comparison":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if "_server" in vars(self):
+            self._server.communicate()
 
     def worse(self, tree: Path, touched: Iterable[str]) -> list[str]:
         """Returns, one a line, the tests that passed before and don't now, and new ones that don't pass.
@@ -67,14 +99,24 @@ class Comparison:
         """The outcome of each test by its name."""
         if not files:
             return {}
+        command = ["git", "rev-parse", "HEAD:src", "HEAD:tests"]
+        content = subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True).stdout
+        key = hashlib.sha256("\n".join([content, str(self.python), *map(str, files)]).encode()).hexdigest()
+        kept = self.kept / f"{key}.json"
+        if not kept.is_file():
+            outcomes = self._run(tree, files)
+            self.kept.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(outcomes), "utf-8")
+        return json.loads(kept.read_text("utf-8"))
+
+    def _run(self, tree: Path, files: list[Path]) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder, "report.xml")
-            options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junit-xml={report}"]
-            environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "CUDA_VISIBLE_DEVICES": ""}
-            command = [str(self.python), __file__, *options, *map(str, files)]
-            done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+            print(shlex.join([str(tree), folder, *map(str, files)]), file=self._server.stdin, flush=True)
+            self._server.stdout.readline()
+            report, log = Path(folder, REPORT), Path(folder, LOG)
             if not report.is_file():
-                return {f"pytest {' '.join(map(str, files))}": (done.stdout + done.stderr).strip().splitlines()[-1]}
+                said = [line for line in _read_lines(log) if line.strip()]
+                return {f"pytest {' '.join(map(str, files))}": said[-1] if said else "ended"}
             return dict(map(_outcome, ElementTree.parse(report).iter("testcase")))
 
 
@@ -113,9 +155,42 @@ def _stand_in_for_transformer_engine() -> None:
     sys.modules |= {"transformer_engine": package, "transformer_engine.pytorch": package.pytorch}
 
 
-if __name__ == "__main__":
+def _serve() -> None:
+    """Run pytest for each line of stdin: a tree, a folder for what the run leaves, and the files."""
+    for line in sys.stdin:
+        tree, folder, *files = shlex.split(line)
+        if not (child := os.fork()):
+            os._exit(_run_pytest(Path(tree), Path(folder), files))
+        os.waitpid(child, 0)
+        for name in _read_lines(Path(folder, LOADED)):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+        gc.freeze()
+        print("done", flush=True)
+
+
+def _run_pytest(tree: Path, folder: Path, files: list[str]) -> int:
+    os.chdir(tree)
+    output = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.path[:1] = [str(tree), str(tree / "src")]
+    # Some tests start processes of their own.
+    os.environ["PYTHONPATH"] = str(tree / "src")
     import pytest
 
-    sys.path[0] = os.getcwd()
     _stand_in_for_transformer_engine()
-    sys.exit(pytest.main(sys.argv[1:]))
+    options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junit-xml={folder / REPORT}"]
+    status = pytest.main([*options, *files])
+    files_of = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    outside = [name for name, file in files_of.items() if file and not Path(file).is_relative_to(tree)]
+    (folder / LOADED).write_text("\n".join(outside), "utf-8")
+    return int(status)
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines() if path.is_file() else []
+
+
+if __name__ == "__main__":
+    _serve()
