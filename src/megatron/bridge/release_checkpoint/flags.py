@@ -4,6 +4,7 @@
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any
 
 from megatron.bridge.release_checkpoint.args import NEVER_READ, READ
@@ -44,7 +45,8 @@ def megatron_lm_flags(args: Namespace, *, use_checkpoint_args: bool = False) -> 
             words.append(flag)
         elif arg.when == "switch" and value is False:
             words.append(flag.replace("--", "--no-", 1))
-    _warn_of_differences(args)
+    for line in unsaid(args):
+        logger.warning(line)
     return words
 
 
@@ -62,25 +64,23 @@ def launch_lines(root: str | os.PathLike, args: Namespace) -> list[str]:
     ]
 
 
-def _warn_of_differences(args: Namespace) -> None:
-    """Warn of values that no command line gives to Megatron-LM."""
+def unsaid(args: Namespace) -> Iterator[str]:
+    """Give the values of a model that no command line gives to Megatron-LM, a line each."""
     if getattr(args, "multi_latent_attention", False):
         for name, fixed in _FIXED.items():
             if getattr(args, name, fixed) != fixed:
-                logger.warning("Megatron-LM has no flag for %s=%s and uses %s", name, getattr(args, name), fixed)
+                yield f"Megatron-LM has no flag for {name}={getattr(args, name)} and uses {fixed}"
     if isinstance(factor := getattr(args, "rotary_seq_len_interpolation_factor", None), float):
-        logger.warning(
-            "Megatron-LM's --rotary-seq-len-interpolation-factor takes whole numbers, the model has %s: pass "
-            "seq_len_interpolation_factor to GPTModel in its gpt_builders.py",
-            factor,
+        yield (
+            f"Megatron-LM's --rotary-seq-len-interpolation-factor takes whole numbers, the model has {factor}: pass "
+            "seq_len_interpolation_factor to GPTModel in its gpt_builders.py"
         )
     factor = getattr(args, "rope_scaling_factor", None)
     if getattr(args, "use_rope_scaling", False) and factor not in (None, _BUILT_ROPE_SCALING_FACTOR):
-        logger.warning(
-            "pretrain_gpt.py of Megatron-LM up to core 0.19 builds RoPE scaling with factor %s and drops "
-            "--rope-scaling-factor %s: pass rope_scaling_factor to GPTModel in its gpt_builders.py",
-            _BUILT_ROPE_SCALING_FACTOR,
-            factor,
+        yield (
+            f"pretrain_gpt.py of Megatron-LM up to core 0.19 builds RoPE scaling with factor "
+            f"{_BUILT_ROPE_SCALING_FACTOR} and drops --rope-scaling-factor {factor}: pass rope_scaling_factor to "
+            "GPTModel in its gpt_builders.py"
         )
 
 

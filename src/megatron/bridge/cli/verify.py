@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The subcommand `verify`. It imports no torch itself: the models are computed in processes of their own."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from megatron.bridge.cli.command import CHECKPOINT, JSON, TRUST, Command
+from megatron.bridge.cli.text import printable
+from megatron.bridge.verify.proof import verify
+from megatron.bridge.verify.verdict import DIFFERS, FLAGS, NEAR, NOT_PROVED, SAME, Verdict
+
+
+EXIT_CODES = {SAME: 0, FLAGS: 0, DIFFERS: 1, NOT_PROVED: 3}
+_MEANING = {
+    SAME: "Megatron-LM, started with the printed flags, computes what transformers computes.",
+    FLAGS: "Bridge's model computes what transformers computes, but Megatron-LM's flags don't give that model.",
+    DIFFERS: "Megatron-LM does not compute what transformers computes. Don't train from this checkpoint.",
+    NOT_PROVED: "The logits could not be compared on this host.",
+}
+
+
+@click.command("verify", cls=Command)
+@CHECKPOINT
+@click.option(
+    "--hf-model",
+    metavar="MODEL",
+    help="Compare with this Hugging Face model, a name on the hub or a folder. For a training, pass its export. "
+    "Default: the model that the release was imported from.",
+)
+@click.option(
+    "--twin/--whole",
+    default=None,
+    help="Compare a small model with the same config, or the whole one. Default: the whole one if it fits in memory.",
+)
+@TRUST
+@JSON
+def command(out: Path, hf_model: str | None, twin: bool | None, trust_remote_code: bool, as_json: bool) -> None:
+    """Prove that Megatron-LM computes with the checkpoint at OUT what transformers computes with the model.
+
+    Both read the same 512 tokens, in float32 on the CPU. The exit code is 1 if the logits differ, and 3 if they can't
+    be compared here.
+    """
+    verdict = verify(out, hf_model, twin=twin, trust_remote_code=trust_remote_code)
+    if as_json:
+        click.echo(json.dumps(verdict.plain(), indent=2))
+    else:
+        for line in lines(verdict):
+            click.echo(printable(line))
+    sys.exit(EXIT_CODES[verdict.verdict])
+
+
+def lines(verdict: Verdict) -> Iterator[str]:
+    """Give the lines of a verdict for people."""
+    yield f"{verdict.verdict}: {_MEANING[verdict.verdict]}"
+    if figures := verdict.figures:
+        of = "the whole model" if verdict.of == "model" else "a twin: the same config, few layers, random weights"
+        yield f"  compared            {of}, {verdict.tokens} tokens"
+        part = figures["largest_difference"] / figures["largest_logit"]
+        largest = figures["largest_logit"]
+        yield f"  largest difference  {part:.1e} of the largest logit, {largest:.3g} (same: up to {NEAR:.0e})"
+        yield f"  KL divergence       {figures['kl_divergence']:.1e} nats a token"
+        yield f"  loss, transformers  {figures['loss_transformers']:.6f}"
+        yield f"  loss, Megatron      {figures['loss_megatron']:.6f}"
+    yield from (f"  {note}" for note in verdict.notes)
