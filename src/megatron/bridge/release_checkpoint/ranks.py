@@ -261,10 +261,14 @@ def _entries(file: SavedFile) -> Iterator[tuple[int, str, Any]]:
                 f"{file.path} has a model of megatron.legacy: convert it with Megatron-LM's tools/checkpoint first"
             )
         for name, value in chunk.items():
-            name = name.removeprefix("module.")
-            for pattern, own in _OWN_NAMES:
-                name = pattern.sub(own, name)
-            yield int(match[1] or 0), name, value
+            yield int(match[1] or 0), own_name(name.removeprefix("module.")), value
+
+
+def own_name(name: str) -> str:
+    """Return the name that a parameter has in Megatron Core's own modules."""
+    for pattern, own in _OWN_NAMES:
+        name = pattern.sub(own, name)
+    return name
 
 
 def _single_experts(name: str, stored: Stored, count: int) -> Iterator[tuple[str, Stored]]:

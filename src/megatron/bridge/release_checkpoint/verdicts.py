@@ -246,7 +246,7 @@ def _bridge(checkpoint: Checkpoint) -> tuple[Loads, str]:
     beside = payload.path.name != RELEASE and (payload.path.parent / RELEASE / RUN_CONFIG).is_file()
     if not payload.has(RUN_CONFIG) and not beside:
         return "partly", f"has no {RUN_CONFIG}: only with the Hugging Face model, export --hf-model"
-    return "yes", "export, and finetune with pretrained_checkpoint"
+    return "yes", "export, and finetune with pretrained_checkpoint" if payload.format == "torch_dist" else "export"
 
 
 @functools.cache
