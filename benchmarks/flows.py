@@ -74,7 +74,7 @@ def measure(flow: Flow, source: Path, target: Path, log: Path) -> tuple[Run, flo
     # A normal installation writes bytecode.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     try:
-        marker = target / "release.incomplete" if flow.stages_first else None
+        marker = target / "release.incomplete.*" if flow.stages_first else None
         run = memory.run([*flow.command, str(source), str(target)], log, marker, env)
         synced = memory.run(["sync"], log)
     finally:

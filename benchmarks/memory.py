@@ -88,7 +88,7 @@ def run(command: list[str], log: Path, marker: Path | None = None, env: Mapping[
     Args:
         command: The command.
         log: The file for its output.
-        marker: A file or folder. The run records when it appears.
+        marker: A file or folder, whose name may be a pattern. The run records when it appears.
         env: The environment. Default: that of this process.
 
     Raises:
@@ -103,7 +103,7 @@ def run(command: list[str], log: Path, marker: Path | None = None, env: Mapping[
         try:
             while process.poll() is None:
                 now = time.monotonic() - begin
-                if started is None and marker is not None and marker.exists():
+                if started is None and marker is not None and any(marker.parent.glob(marker.name)):
                     started = now
                 if now >= due:
                     memory, high = _sample(process.pid)

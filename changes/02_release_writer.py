@@ -12,10 +12,10 @@ feat(ckpt): add a writer that publishes a release checkpoint in one step
 A save that was interrupted left a folder that looks like a checkpoint, or a
 tracker that names one that isn't whole.
 
-`ReleaseWriter` stages the payload in `release.incomplete`, renames it into
+`ReleaseWriter` stages the payload in a folder of its own, renames it into
 place and writes the tracker last. A block that raises leaves nothing
 behind; a crash leaves the old checkpoint or none. A root that holds
-training iterations is refused.
+training iterations is refused, also if a training saves there meanwhile.
 """,
     why="A release checkpoint is staged, and then published or discarded, by one object.",
     modules=["release_checkpoint/files.py", "training/release_writer.py"],

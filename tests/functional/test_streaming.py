@@ -314,7 +314,7 @@ def test_a_kill_leaves_the_checkpoint_that_was_there(tmp_path: Path, llama: Path
     command = [sys.executable, "-c", KILLED, str(llama), str(in_memory)]
     run = subprocess.run(command, capture_output=True, env=steps.environment(), check=False)
     assert run.returncode == -signal.SIGKILL
-    assert list(in_memory.rglob("*.incomplete/*.distcp"))
+    assert list(in_memory.rglob("*.incomplete.*/release/*.distcp"))
     assert steps.tracker(in_memory) == "release"
     assert items(in_memory / "release") == before
     AutoBridge.import_ckpt(llama, in_memory)

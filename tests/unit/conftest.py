@@ -116,8 +116,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if bridge_tracker:
             (root / "latest_train_state.pt").write_bytes(b"state")
         for name in leftovers:
-            (root / name).mkdir()
-            (root / name / "__0_0.distcp").write_bytes(b"half")
+            (root / name / "release").mkdir(parents=True)
+            (root / name / "release/__0_0.distcp").write_bytes(b"half")
+            (root / name / "OWNER").write_text(f"{name} is a folder of Megatron-Bridge")
         return root
 
     return build

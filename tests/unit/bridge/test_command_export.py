@@ -18,7 +18,7 @@ def export(*paths: Path) -> str:
 def test_a_folder_that_exists_is_refused(tmp_path: Path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("{}")
-    said = "exists; expected no such path, or an empty folder. Pass a different output path."
+    said = "exists, expected no such path, or an empty folder: pass a different path, or --overwrite (overwrite=True)"
     assert export(tmp_path / "c", tmp_path / "hf") == f"Error: {tmp_path / 'hf'} {said}\n"
 
 

@@ -9,22 +9,35 @@ from types import SimpleNamespace
 
 import pytest
 from test_layout import make_iteration, write_train_state
-from test_release_writer import RELEASE_ONLY, entries, write_release
+from test_leftovers import left
+from test_release_writer import RELEASE_ONLY, entries
 
-from megatron.bridge.release_checkpoint import files
+from megatron.bridge.release_checkpoint import files, leftovers
+from megatron.bridge.release_checkpoint.files import Staging
 from megatron.bridge.release_checkpoint.layout import (
     BRIDGE_TRACKER,
     INCOMPLETE,
     ITERATION_0,
+    RELEASE,
     REPLACED,
     STAGING,
     TRACKER,
     resolve_checkpoint,
 )
+from megatron.bridge.release_checkpoint.leftovers import RUNNING, state_of
 from megatron.bridge.training import release_writer
 from megatron.bridge.training.release_options import set_link
 from megatron.bridge.training.release_state import writes_releases
 from megatron.bridge.training.release_writer import ReleaseWriter, check_release_target
+
+
+def write_release(root, text, **hooks):
+    """What `save_checkpoint` does."""
+    with ReleaseWriter(root) as writer:
+        payload = writer.stage()
+        writer.run(leftovers.clear, payload)
+        Path(payload, "metadata.json").write_text(text)
+        writer.publish(**hooks)
 
 
 def write(root, text, link=False):
@@ -52,13 +65,15 @@ def test_links_that_lie_where_an_import_writes_are_not_followed(tmp_path):
     folder.mkdir()
     (folder / "file").write_text("kept")
     root.mkdir()
-    (root / (TRACKER + INCOMPLETE)).symlink_to(victim)
-    (root / STAGING).symlink_to(folder)
-    (root / REPLACED).symlink_to(folder)
+    links = {TRACKER + INCOMPLETE: victim, STAGING: folder, REPLACED: folder, left(root / RELEASE).name: folder}
+    for name, target in links.items():
+        files.remove(root / name)
+        (root / name).symlink_to(target)
     write_release(root, "payload")
     assert victim.read_text() == "kept" and (folder / "file").read_text() == "kept"
     assert not (root / "release").is_symlink() and (root / "release/metadata.json").read_text() == "payload"
-    assert {path.name for path in root.iterdir()} == {"release", TRACKER}
+    # Nobody knows whose they are.
+    assert {path.name for path in root.iterdir()} == {"release", TRACKER, *links}
 
 
 def test_a_symlinked_root_is_written_through(tmp_path):
@@ -66,6 +81,13 @@ def test_a_symlinked_root_is_written_through(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_release(tmp_path / "link", "payload")
     assert (tmp_path / "real/release/metadata.json").read_text() == "payload"
+
+
+def test_a_release_replaces_a_release(tmp_path):
+    write_release(tmp_path, "old")
+    write_release(tmp_path, "new")
+    assert (tmp_path / "release/metadata.json").read_text() == "new"
+    assert entries(tmp_path) == RELEASE_ONLY
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------
@@ -82,19 +104,27 @@ def kill_at(monkeypatch, step):
     def counted(change):
         def wrapper(*args, **kwargs):
             if len(done) >= step:
+                # The kernel ends the locks of a killed process, and nobody removes what it staged.
+                monkeypatch.setattr(Staging, "close", end_locks)
                 raise Killed
             done.append(change)
             return change(*args, **kwargs)
 
         return wrapper
 
+    def end_locks(staging):
+        if staging._lock is not None:
+            os.close(staging._lock)
+            staging._lock = None
+
+    # No process has this number.
+    monkeypatch.setattr(os, "getpid", lambda: 2**40)
     changes = (
         (Path, ("rename", "replace", "unlink", "mkdir", "symlink_to")),
         (shutil, ("rmtree",)),
-        (release_writer, ("exchange", "write_new")),
+        (files, ("exchange",)),
+        (release_writer, ("write_new",)),
     )
-    # The kernel ends the locks of a killed process, and nobody discards what it staged.
-    monkeypatch.setattr(ReleaseWriter, "discard", ReleaseWriter._close)
     for owner, names in changes:
         for name in names:
             monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
@@ -111,7 +141,7 @@ BEFORE = {
     "nothing": lambda root: None,
     "a release": lambda root: write_release(root, "old"),
     "iteration 0": save_iteration_0,
-    "a crashed import": lambda root: (root / STAGING / "rest").mkdir(parents=True),
+    "a crashed import": lambda root: left(root / RELEASE),
 }
 
 
@@ -119,7 +149,7 @@ BEFORE = {
 def exchanges(request, monkeypatch):
     """Whether the file system can swap two folders in one step, as that of the tests can."""
     if request.param == "two renames":
-        monkeypatch.setattr(release_writer, "exchange", lambda *args: False)
+        monkeypatch.setattr(files, "exchange", lambda *args: False)
     return request.param == "exchange"
 
 
@@ -193,9 +223,8 @@ def removed_while_locked(monkeypatch):
     """The folders that were removed since; another import can't lock one of them meanwhile."""
 
     def other_import(folder):
-        with pytest.raises(BlockingIOError):
-            files.lock(folder)
-        removed.append(folder)
+        assert state_of(folder.parent) == RUNNING
+        removed.append(folder.relative_to(folder.parents[1]).as_posix().partition(".incomplete.")[0])
         remove(folder)
 
     remove, removed = shutil.rmtree, []
@@ -207,13 +236,13 @@ def test_the_old_release_is_no_leftover_while_its_successor_is_published(tmp_pat
     write_release(tmp_path, "old")
     assert removed_while_locked == []
     write_release(tmp_path, "new")
-    assert removed_while_locked == [tmp_path / STAGING]
+    assert removed_while_locked == [RELEASE]
 
 
 def test_what_is_discarded_is_still_locked(tmp_path, removed_while_locked):
     with ReleaseWriter(tmp_path) as writer:
         writer.stage()
-    assert removed_while_locked == [tmp_path / STAGING]
+    assert removed_while_locked == [RELEASE]
 
 
 # --- targets that are refused ------------------------------------------------------------------------------------
@@ -261,6 +290,48 @@ def test_a_target_is_refused_and_left_alone(tmp_path, make):
     assert entries(tmp_path) == before
 
 
+@pytest.mark.parametrize("iteration", [3, 5])
+def test_a_root_with_training_is_refused_and_left_alone(tmp_path, iteration):
+    make_iteration(tmp_path, iteration)
+    before = entries(tmp_path)
+    with pytest.raises(FileExistsError, match=f"training iteration {iteration}"), ReleaseWriter(tmp_path) as writer:
+        writer.stage()
+    assert entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["into nothing", "over a release"])
+@pytest.mark.parametrize("link", [False, True], ids=["", "with a link"])
+@pytest.mark.parametrize("moment", ["before the swap", "before the tracker"])
+def test_a_training_that_saves_meanwhile_keeps_its_tracker(tmp_path, exchanges, over, link, moment):
+    """As Megatron-LM saves, which takes no lock: first its folder, then the tracker."""
+    if over:
+        write(tmp_path, "old", link=not link)
+    with pytest.raises(FileExistsError, match="training iteration 2"), ReleaseWriter(tmp_path) as writer:
+        Path(writer.stage(), "metadata.json").write_text("new")
+
+        def train(root):
+            undo = set_link(root, link) if moment == "before the tracker" else None
+            make_iteration(root, 2)
+            (root / TRACKER).write_text("2")
+            return undo
+
+        if moment == "before the swap":
+            train(tmp_path)
+        writer.publish(before_tracker=train)
+    assert (tmp_path / TRACKER).read_text() == "2"
+    was = {ITERATION_0} if over and not link else set()
+    assert {path.name for path in tmp_path.iterdir()} == {TRACKER, "iter_0000002", *({RELEASE} if over else ()), *was}
+    assert not over or (tmp_path / "release/metadata.json").read_text() == "old"
+
+
+def test_a_training_that_has_only_begun_to_save_is_seen(tmp_path, exchanges):
+    write(tmp_path, "old")
+    with pytest.raises(FileExistsError, match="training iteration 2"):
+        write_release(tmp_path, "new", before_tracker=lambda root: make_iteration(root, 2) and None)
+    assert (tmp_path / TRACKER).read_text() == "release"
+    assert (tmp_path / "release/metadata.json").read_text() == "old"
+
+
 def test_a_target_that_can_not_be_written_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "out"):
@@ -302,7 +373,7 @@ def test_save_checkpoint_gets_a_writer_that_discards_on_an_error(tmp_path, fails
         save_checkpoint(state)
         save_checkpoint(state, release=True)
     assert (tmp_path / "release").is_dir() is not fails
-    assert not (tmp_path / "release.incomplete").exists()
+    assert not list(tmp_path.glob("release.incomplete*"))
 
 
 def test_a_deferred_writer_publishes_after_the_block_or_discards(tmp_path):
@@ -318,9 +389,9 @@ def test_a_deferred_writer_publishes_after_the_block_or_discards(tmp_path):
 
 
 def test_two_writers_of_one_root_do_not_mix(tmp_path):
-    (tmp_path / STAGING).mkdir()
-    other = files.lock(tmp_path / STAGING)
-    with pytest.raises(FileExistsError, match="another process is writing"), ReleaseWriter(tmp_path) as writer:
-        writer.stage()
-    os.close(other)
+    with ReleaseWriter(tmp_path) as first:
+        first.stage()
+        with pytest.raises(FileExistsError, match="another process is writing"):
+            write_release(tmp_path, "second")
+        assert len(list(tmp_path.iterdir())) == 1
     write_release(tmp_path, "afterwards")

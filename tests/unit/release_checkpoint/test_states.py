@@ -2,7 +2,6 @@
 """Every state in which checkpoints are found: what `inspect` says of it, and what `repair` makes of it."""
 
 import errno
-import fcntl
 import io
 import json
 import logging
@@ -28,6 +27,7 @@ import megatron.bridge
 from megatron.bridge.cli import main
 from megatron.bridge.release_checkpoint import repair, repair_state, repair_steps
 from megatron.bridge.release_checkpoint.examine import Checkpoint, examine
+from megatron.bridge.release_checkpoint.files import HOST, Staging
 from megatron.bridge.release_checkpoint.metadata import read_metadata
 from megatron.bridge.release_checkpoint.problems import problems
 from megatron.bridge.release_checkpoint.repair import Refused
@@ -36,6 +36,7 @@ from megatron.bridge.release_checkpoint.verdicts import grouped, verdicts
 
 
 TRACKER = "latest_checkpointed_iteration.txt"
+KILLED = f"release.incomplete.{HOST}-1-01234567"
 ENTRY_ALONE = {"common_pt": False}
 BEFORE = {
     "folder": "iter_0000000",
@@ -155,12 +156,18 @@ STATES = [
         (NO_ARGS, "The common state has no iteration"),
     ),
     State("random state of a training", "yyyy", {"common": {"rng_state": [1]}}, ("A repair would write",)),
-    State("killed import over a release", "yyyy", {"leftovers": ("release.incomplete",)}, ("release.incomplete was",)),
+    State("killed import over a release", "yyyy", {"leftovers": (KILLED,)}, (f"{KILLED} was",)),
     State(
         "killed between two renames",
         "nnnn",
-        {"folder": "release.replaced", "tracker": None, "leftovers": ("release.incomplete",)},
-        ("No tracker", "release.incomplete was", "release.replaced was", "The weights lie in release.replaced"),
+        {"folder": f"{KILLED}/release.replaced", "tracker": None, "leftovers": (KILLED,)},
+        ("No tracker", f"{KILLED} was", "The weights lie in release.replaced"),
+    ),
+    State(
+        "killed between two renames, by an older Bridge",
+        "nnnn",
+        {"folder": "release.replaced", "tracker": None, "leftovers": (KILLED,)},
+        ("No tracker", f"{KILLED} was", "release.replaced was", "The weights lie in release.replaced"),
     ),
     State(
         "empty release",
@@ -230,8 +237,17 @@ STATES = [
         "links for leftovers",
         "yyyy",
         {},
-        ("latest_checkpointed_iteration.txt.incomplete was left", "release.incomplete was left"),
+        ("latest_checkpointed_iteration.txt.incomplete was left",),
         change=shell(f"ln -s gone {TRACKER}.incomplete && ln -s gone release.incomplete"),
+        beside=("release.incomplete",),
+    ),
+    State(
+        "folders that nobody is known to have left",
+        "yyyy",
+        change=shell(
+            f"mkdir release.incomplete release.replaced {KILLED} && touch {KILLED}/mine release.replaced/mine"
+        ),
+        beside=("release.incomplete", "release.replaced", KILLED),
     ),
     State(
         "damaged, beside a whole iteration 0 of another import",
@@ -286,7 +302,7 @@ STATES = [
     State(
         "nothing but a killed import's",
         "nnnn",
-        {"folder": None, "tracker": None, "leftovers": ("release.incomplete",)},
+        {"folder": None, "tracker": None, "leftovers": (KILLED,)},
         ("The tracker and leftovers are here",),
         "holds no checkpoint but what a killed import left",
     ),
@@ -587,10 +603,10 @@ def test_refused_by_the_system_at_each_step(
         if result.exit_code == 0:
             break
         assert result.stderr.count("\n") == 1
-        left = [path.name for path in root.rglob("*.incomplete")]
+        left = [path.name for path in root.rglob("*.incomplete*") if path.name not in (KILLED, *state.beside)]
         if left:
             # The last change of all: everything else is done.
-            assert left == ["release.incomplete"] and "release.incomplete was left" in result.stderr
+            assert len(left) == 1 and f"{left[0]} was left" in result.stderr
         else:
             assert result.stderr.startswith(f"Error: a file: {os.strerror(error)}. ")
         is_none_or_whole(root, before, expected)
@@ -687,13 +703,14 @@ def test_repair_leaves_an_older_iteration_0_where_it_is(build: Callable, tmp_pat
 
 
 def test_running_import_is_left_alone(build: Callable, tmp_path: Path):
-    root = build(tmp_path / "c", leftovers=("release.incomplete",))
-    descriptor = os.open(root / "release.incomplete", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    assert [each.what for each in problems(examine(root))] == ["An import or a repair is running here: wait for it"]
+    root = build(tmp_path / "c", leftovers=(KILLED,))
+    running = Staging(root / "release")
+    running.open()
+    expected = {"An import or a repair is running here: wait for it"}
+    assert {each.what for each in problems(examine(root))} >= expected
     with pytest.raises(Refused, match="is running: wait for it"):
         repair.plan(root)
-    os.close(descriptor)
+    running.close()
     assert repair.plan(root).steps
 
 
@@ -706,20 +723,13 @@ def test_a_plan_that_was_overtaken_is_refused(build: Callable, tmp_path: Path, d
     is_release(root, expected)
 
 
-def test_a_folder_that_is_replaced_before_it_is_locked_is_no_lock(
-    build: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """As when an import is published between opening its folder and locking it."""
+def test_an_import_that_begins_after_the_plan_is_left_alone(build: Callable, tmp_path: Path):
     root = build(tmp_path / "c", **BEFORE)
-    lock = fcntl.flock
-
-    def publish(descriptor: int, how: int) -> None:
-        (root / "release.incomplete").rename(root / "elsewhere")
-        lock(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "flock", publish)
+    plan, running = repair.plan(root), Staging(root / "release")
+    running.open()
     with pytest.raises(Refused, match="is running: wait for it"):
-        repair.run(repair.plan(root))
+        repair.run(plan)
+    running.close()
     assert (root / TRACKER).read_text() == "0"
 
 
@@ -737,7 +747,7 @@ def test_nothing_is_written_through_a_link(build: Callable, tmp_path: Path, deri
         (payload / "__0_1.distcp").symlink_to(victim)
         assert invoke("repair", root).exit_code == 0
         (root / "release" / "__0_1.distcp").unlink() if core == "0.18" else None
-        is_release(root, expected)
+        is_release(root, expected, ("release.incomplete",))
         assert victim.read_text() == "kept" and (folder / "file").read_text() == "kept"
 
 

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The subcommand `export`."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from megatron.bridge.cli.command import CHECKPOINT, TRUST, Command
 from megatron.bridge.cli.deferred import lean_imports
-from megatron.bridge.cli.terminal import folder_size, progress, quiet
+from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, printable
+from megatron.bridge.release_checkpoint import weights
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
 from megatron.bridge.release_checkpoint.problems import problems
+from megatron.bridge.release_checkpoint.target import check_export_target, check_space
 
 
 @click.command("export", cls=Command)
@@ -26,26 +25,31 @@ from megatron.bridge.release_checkpoint.problems import problems
     help="Take the configuration from this Hugging Face model, a name on the hub or a folder: the one that was "
     f"imported. Default: the model that {RUN_CONFIG} names.",
 )
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace an earlier export at HF_OUT: its weights, config, and tokenizer. Files that no export writes stay. "
+    "Default: stop if HF_OUT isn't empty.",
+)
 @TRUST
 @click.pass_context
-def command(ctx: click.Context, out: Path, hf_out: Path, hf_model: str | None, trust_remote_code: bool) -> None:
+def command(
+    ctx: click.Context, out: Path, hf_out: Path, hf_model: str | None, overwrite: bool, trust_remote_code: bool
+) -> None:
     """Export the checkpoint at OUT, imported or trained, as a Hugging Face model at HF_OUT.
 
-    HF_OUT must not exist, or be an empty folder. It appears when it is complete.
+    HF_OUT must not exist, or be an empty folder. It appears when it is complete. With --overwrite, the earlier export
+    stays until then.
     """
-    if hf_out.exists() and (not hf_out.is_dir() or any(hf_out.iterdir())):
-        raise click.ClickException(
-            f"{hf_out} exists; expected no such path, or an empty folder. Pass a different output path."
-        )
+    check_export_target(hf_out, overwrite)
     found = examine(out)
     if found.payload is None or found.payload.damage:
         raise click.ClickException(f"{out} can't be loaded: {printable(problems(found)[0].what)}")
-    hf_out.parent.mkdir(parents=True, exist_ok=True)
-    partial = hf_out.with_name(f"{hf_out.name}.incomplete")
+    expected = weights.size(found.payload.metadata) if found.payload.metadata else 0
+    check_space(hf_out, expected)
     with (
         quiet(ctx.obj) as terminal,
-        _removed_on_error(partial),
-        progress(terminal, f"Exporting {out}", lambda: folder_size(partial)),
+        progress(terminal, f"Exporting {out}", lambda: staged_size(hf_out), expected),
     ):
         with lean_imports():
             from megatron.bridge import AutoBridge
@@ -53,10 +57,7 @@ def command(ctx: click.Context, out: Path, hf_out: Path, hf_model: str | None, t
         source = hf_model or _imported_from(out)
         options = {"trust_remote_code": True} if trust_remote_code else {}
         bridge = AutoBridge.from_hf_pretrained(source, **options)
-        bridge.export_ckpt(out, partial, show_progress=False, source_path=hf_model)
-        if hf_out.exists():
-            hf_out.rmdir()
-        partial.rename(hf_out)
+        bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite)
     click.echo(f"Wrote {hf_out}: a Hugging Face model, {human_bytes(folder_size(hf_out))}.")
 
 
@@ -68,14 +69,3 @@ def _imported_from(out: Path) -> str:
     if source is None:
         raise ValueError(f"{out} doesn't name the Hugging Face model that it came from. Pass it with --hf-model.")
     return source
-
-
-@contextmanager
-def _removed_on_error(folder: Path) -> Iterator[None]:
-    """Clear a folder of what a killed export left, and of what this one leaves if it fails."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

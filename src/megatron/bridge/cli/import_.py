@@ -9,10 +9,11 @@ import click
 from megatron.bridge.cli.command import JSON, OUT, TRUST, Command
 from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.show import describe, show_flags
-from megatron.bridge.cli.terminal import folder_size, progress, quiet
+from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, notes_of
 from megatron.bridge.release_checkpoint.examine import examine
-from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, STAGING
+from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE
+from megatron.bridge.release_checkpoint.target import check_space
 
 
 @click.command("import", cls=Command)
@@ -69,11 +70,15 @@ def command(
         raise click.UsageError("--link-iter-0 needs the layout release, found --layout iter. Drop one of the two.")
     _check(folder, out, release, overwrite)
     expected = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    staged = out / (STAGING if release else ITERATION_0)
+    check_space(out, expected)
+
+    def written() -> int:
+        return staged_size(out / RELEASE) if release else folder_size(out / ITERATION_0)
+
     with (
         quiet(ctx.obj) as terminal,
         notes_of("megatron.bridge.models.conversion.streaming.plan", terminal.note) as notes,
-        progress(terminal, f"Importing {hf_model}", lambda: folder_size(staged), expected),
+        progress(terminal, f"Importing {hf_model}", written, expected),
     ):
         with lean_imports():
             import torch

@@ -14,6 +14,7 @@ from typing import TextIO
 import click
 
 from megatron.bridge.cli.text import printable
+from megatron.bridge.release_checkpoint.leftovers import staging_folders
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,12 @@ def progress(terminal: Terminal, what: str, size: Callable[[], int], expected: i
         finally:
             done.set()
             follower.join()
+
+
+def staged_size(target: Path) -> int:
+    """Return the bytes that this process has written so far of what will be called `target`."""
+    own = f"-{os.getpid()}-"
+    return sum(folder_size(folder) for folder in staging_folders(target.resolve()) if own in folder.name)
 
 
 def folder_size(folder: Path) -> int:

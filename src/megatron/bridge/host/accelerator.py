@@ -61,14 +61,14 @@ def with_process_group(convert: Callable[P, T]) -> Callable[P, T]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         if is_available() or dist.is_initialized():
             return convert(*args, **kwargs)
-        with _gloo_group():
+        with gloo_group():
             return convert(*args, **kwargs)
 
     return wrapper
 
 
 @contextmanager
-def _gloo_group() -> Iterator[None]:
+def gloo_group() -> Iterator[None]:
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
     else:

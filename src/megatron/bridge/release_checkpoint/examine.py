@@ -12,16 +12,13 @@ from megatron.bridge.release_checkpoint.layout import (
     ITERATION_0,
     RELEASE,
     REPLACED,
-    STAGING,
     TRACKER,
     TRIAL,
     is_link_to_release,
     is_payload,
 )
+from megatron.bridge.release_checkpoint.leftovers import LEFT, RUNNING, staging_folders, state_of
 from megatron.bridge.release_checkpoint.payload import Payload, examine_payload
-
-
-_LEFTOVERS = (STAGING, REPLACED, TRACKER + INCOMPLETE)
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Checkpoint:
         folders: Names of the payload folders of the root. A link `iter_0000000` is none.
         link: Where `iter_0000000` leads if it is a symbolic link, None if it isn't.
         leftovers: Names of what a killed import or repair left in the root.
-        busy: Whether an import or a repair of this root is running. The leftovers are then its work.
+        busy: Whether an import or a repair of this root is running.
         payload: What Megatron-LM would load. If the tracker names nothing that exists, what a repair would use.
         named: The folder that the tracker names, whether it exists or not. None if the tracker makes no sense.
     """
@@ -106,10 +103,9 @@ def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
     linked = {ITERATION_0} if found.link is not None else set()
     names = sorted(entry.name for entry in os.scandir(root) if entry.name not in linked)
     found.folders = [name for name in names if (root / name).is_dir() and (name == RELEASE or _is_iteration(name))]
-    found.leftovers = [
-        name for name in names if name in _LEFTOVERS or name == TRIAL and is_link_to_release(root / TRIAL)
-    ]
-    found.busy = STAGING in found.leftovers and _is_locked(root / STAGING)
+    states = {folder.name: state_of(folder) for folder in staging_folders(root / RELEASE)}
+    found.busy = RUNNING in states.values()
+    found.leftovers = [name for name in names if states.get(name) == LEFT or _is_left(root, name)]
     if (root / TRACKER).is_file():
         with (root / TRACKER).open("rb") as file:
             found.tracker = file.read(80).decode("utf-8", "replace").strip()
@@ -118,8 +114,10 @@ def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
         elif re.fullmatch(r"[0-9]{1,18}", found.tracker):
             found.named = f"iter_{int(found.tracker):07d}"
     # If iter_0000000 is a link, a tracker that says 0 leads to the release.
-    candidates = [found.named, RELEASE, *reversed([name for name in found.folders if _is_iteration(name)]), REPLACED]
-    there = [name for name in candidates if name and (name in found.folders or name in found.leftovers)]
+    candidates = [found.named, RELEASE, *reversed([name for name in found.folders if _is_iteration(name)])]
+    there = [name for name in candidates if name in found.folders]
+    there += [name for name in (f"{left}/{REPLACED}" for left in found.leftovers) if (root / name).is_dir()]
+    there += [REPLACED] if REPLACED in found.leftovers else []
     if chosen or there:
         found.payload = examine_payload(chosen or root / there[0])
     elif found.tracker is None and not found.leftovers:
@@ -127,14 +125,12 @@ def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
     return found
 
 
-def _is_locked(folder: Path) -> bool:
-    """Return whether a process of this host holds `flock` on a folder. To try it could make an import fail."""
-    try:
-        inode = str(folder.stat().st_ino)
-        locks = Path("/proc/locks").read_text()
-    except OSError:
-        return False
-    return any(line.split()[-3].rpartition(":")[2] == inode for line in locks.splitlines() if " FLOCK " in line)
+def _is_left(root: Path, name: str) -> bool:
+    """Return whether a killed import or repair left this, other than a staging folder."""
+    if name == REPLACED:
+        # Imports used it before staging folders had names of their own.
+        return is_payload(root / name) and not (root / name).is_symlink()
+    return name == TRACKER + INCOMPLETE or name == TRIAL and is_link_to_release(root / TRIAL)
 
 
 def _is_iteration(name: str) -> bool:

@@ -27,7 +27,7 @@ ITERATION_0 = "iter_0000000"
 TRACKER = "latest_checkpointed_iteration.txt"
 BRIDGE_TRACKER = "latest_train_state.pt"
 
-# In the root, while a release is written or after a crash.
+# In the root, while a release is written or after a crash. The first begins the name of the staging folder.
 INCOMPLETE = ".incomplete"
 STAGING = RELEASE + INCOMPLETE
 REPLACED = "release.replaced"

@@ -14,17 +14,16 @@ from pathlib import Path
 
 from megatron.bridge.release_checkpoint import repair_steps as actions
 from megatron.bridge.release_checkpoint.examine import Checkpoint, examine
-from megatron.bridge.release_checkpoint.files import lock
+from megatron.bridge.release_checkpoint.files import Staging
 from megatron.bridge.release_checkpoint.layout import (
     BRIDGE_TRACKER,
     INCOMPLETE,
     METADATA,
     RELEASE,
-    REPLACED,
-    STAGING,
     TRACKER,
     TRAIN_STATE,
 )
+from megatron.bridge.release_checkpoint.leftovers import refuse_second
 from megatron.bridge.release_checkpoint.payload import Payload
 from megatron.bridge.release_checkpoint.repair_choice import choose
 from megatron.bridge.release_checkpoint.repair_state import steps_of_state, truth
@@ -145,8 +144,7 @@ def _out_of_the_way(root: Path, release: Path) -> Step:
 def _removals(checkpoint: Checkpoint, payload: Payload, index: Path | None) -> list[Step]:
     """Return the steps that remove what is left over."""
     root = checkpoint.root
-    moved = REPLACED if payload.path.name == REPLACED else None
-    left = [root / name for name in checkpoint.leftovers if name != moved]
+    left = [root / name for name in checkpoint.leftovers if root / name != payload.path]
     others = [root / name for name in checkpoint.folders if name not in (RELEASE, payload.path.name)]
     # A repair that was killed left these in the payload, which is called release by the time that they are removed.
     partial = [
@@ -155,7 +153,7 @@ def _removals(checkpoint: Checkpoint, payload: Payload, index: Path | None) -> l
         if path.name.endswith(INCOMPLETE) and (path.is_file() or path.is_symlink())
     ]
     return [
-        *(removal(path, "left by an import that was killed") for path in left),
+        *(removal(path, "left by an import that was killed", of_staging=root / RELEASE) for path in left),
         *(removal_of_empty(folder) for folder in others if is_empty(folder, but=index)),
         *(removal(root / RELEASE / name, "left by a repair that was killed") for name in partial),
     ]
@@ -174,14 +172,16 @@ def run(plan: Plan, on_step: Callable[[Step], None] = lambda step: None) -> None
     """
     if not plan.steps:
         return
-    staging = plan.root / STAGING
-    left = os.path.lexists(staging)
-    lock = _lock(staging)
+    staging = Staging(plan.root / RELEASE)
+    actions.act(staging.open)
     try:
+        try:
+            refuse_second(staging.folder, staging.target)
+        except FileExistsError:
+            raise Refused(f"an import or a repair of {plan.root} is running: wait for it") from None
         found = examine(plan.root)
-        # The lock and the folder are this repair's own.
+        # The lock is this repair's own.
         found.busy = False
-        found.leftovers = [name for name in found.leftovers if name != STAGING or left]
         now = _plan(found, plan.hf_model, plan.trust_remote_code)
         if [step.what for step in now.steps] != [step.what for step in plan.steps]:
             raise Refused(f"{plan.root} has changed since this repair looked at it: run the command again")
@@ -189,19 +189,6 @@ def run(plan: Plan, on_step: Callable[[Step], None] = lambda step: None) -> None
             on_step(step)
             step.do()
     finally:
-        if not left:
-            # If this fails, the next run does it.
-            with suppress(OSError):
-                actions.act(staging.rmdir)
-        os.close(lock)
-
-
-def _lock(staging: Path) -> int:
-    """Lock the folder that an import stages into."""
-    if staging.is_symlink() or staging.is_file():
-        actions.act(staging.unlink)
-    actions.act(lambda: staging.mkdir(exist_ok=True))
-    try:
-        return lock(staging)
-    except BlockingIOError:
-        raise Refused(f"an import or a repair of {staging.parent} is running: wait for it") from None
+        # If this fails, the next run does it.
+        with suppress(OSError):
+            actions.act(staging.close)

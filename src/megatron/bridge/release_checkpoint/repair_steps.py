@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.bridge.release_checkpoint.files import remove, sync, write_new
+from megatron.bridge.release_checkpoint.files import OWNER, remove, remove_staging, sync, write_new
 from megatron.bridge.release_checkpoint.layout import INCOMPLETE
 
 
@@ -55,11 +55,14 @@ def rename(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def removal(path: Path, why: str, shown: str | None = None) -> Step:
-    """Return a step that removes a file or a folder."""
+def removal(path: Path, why: str, shown: str | None = None, of_staging: Path | None = None) -> Step:
+    """Return a step that removes a file or a folder, which may be the staging folder of a target."""
 
     def do() -> None:
-        act(remove, path)
+        if of_staging is not None and (path / OWNER).is_file():
+            act(remove_staging, path, of_staging)
+        else:
+            act(remove, path)
         sync(path.parent)
 
     return Step(f"remove {shown or path.name} ({why})", do)

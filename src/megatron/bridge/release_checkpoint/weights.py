@@ -97,6 +97,13 @@ def count_parameters(metadata: Metadata) -> int:
     return sum(math.prod(shape) for shape, _ in weight_shapes(metadata).values())
 
 
+def size(metadata: Metadata) -> int:
+    """Return the bytes of the weights, as they are stored."""
+    # A dtype's name has its bits: bfloat16, float8_e4m3fn.
+    bits = {dtype: int(found[0]) if (found := re.search("[0-9]+", dtype)) else 8 for dtype in dtypes(metadata)}
+    return sum(math.prod(shape) * bits[dtype] // 8 for shape, dtype in weight_shapes(metadata).values())
+
+
 def dtypes(metadata: Metadata) -> list[str]:
     """Return the names of the weights' dtypes, the most common first."""
     counts: dict[str, int] = {}

@@ -16,14 +16,10 @@ from megatron.bridge.training.release_writer import ReleaseWriter, check_release
 class ObjectStoreWriter(ReleaseWriter):
     """A :class:`ReleaseWriter` for a MultiStorageClient URL."""
 
-    def __init__(self, root: str | os.PathLike, deferred: bool = False):
-        super().__init__(root, deferred)
-        self.payload = str(self.root / RELEASE)
-
     def discard(self) -> None:
         """Do nothing: without a tracker, the next writer clears what is there."""
 
-    def _stage(self) -> None:
+    def _stage(self) -> str:
         check_release_target(self.root)
         if read_tracker(self.root) == (0, True):
             (self.root / TRACKER).unlink()
@@ -32,8 +28,11 @@ class ObjectStoreWriter(ReleaseWriter):
             for leftover in payload.rglob("*"):
                 if leftover.is_file():
                     leftover.unlink()
+        return str(payload)
 
-    def _publish(self, before_tracker: Callable[[Path], None]) -> None:
+    def _publish(self, before_tracker: Callable[[Path], Callable[[], None] | None]) -> None:
+        # A training may have saved meanwhile.
+        check_release_target(self.root)
         (self.root / BRIDGE_TRACKER).unlink(missing_ok=True)
         (self.root / TRACKER).write_text(RELEASE)
 

@@ -6,6 +6,7 @@ They can have a symbolic link of that name to the release, or the old layout its
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, TRIAL, as_path, is_link_to_release
@@ -80,12 +81,15 @@ def check_link(root: str | os.PathLike) -> None:
     trial.unlink(missing_ok=True)
 
 
-def set_link(root: Path, wanted: bool) -> None:
+def set_link(root: Path, wanted: bool) -> Callable[[], None] | None:
     """Make the link ``iter_0000000 -> release``, or remove the one that an earlier import made.
 
     Args:
         root: Checkpoint root with a release.
         wanted: Whether the link shall be there. A folder, or a link to something else, stays in any case.
+
+    Returns:
+        What undoes it, None if nothing was done.
     """
     link, trial = root / ITERATION_0, root / TRIAL
     if is_link_to_release(trial):
@@ -93,10 +97,13 @@ def set_link(root: Path, wanted: bool) -> None:
     if is_link_to_release(link):
         if not wanted:
             link.unlink()
+            return lambda: link.symlink_to(RELEASE)
     elif link.is_symlink():
         logger.warning("%s leads to %s and not to the release that was written: remove it", link, os.readlink(link))
     elif wanted:
         link.symlink_to(RELEASE)
+        return link.unlink
+    return None
 
 
 def remove_link(payload: str | os.PathLike) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron.bridge.release_checkpoint.examine import examine
+from megatron.bridge.release_checkpoint.files import HOST
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,8 @@ def test_what_is_no_checkpoint(build, tmp_path: Path):
 
 
 def test_leftovers_are_named_and_used_if_nothing_else_is_there(build, tmp_path: Path):
-    root = build(tmp_path / "c", "release.replaced", None, leftovers=("release.incomplete",))
-    found = examine(root)
-    assert (found.leftovers, found.busy) == (["release.incomplete", "release.replaced"], False)
-    assert found.payload.path.name == "release.replaced"
+    killed = f"release.incomplete.{HOST}-1-01234567"
+    for number, folder in enumerate(("release.replaced", f"{killed}/release.replaced")):
+        found = examine(root := build(tmp_path / str(number), folder, None, leftovers=(killed,)))
+        assert (found.leftovers, found.busy) == ([killed, *([] if number else [folder])], False)
+        assert found.payload.path == root / folder

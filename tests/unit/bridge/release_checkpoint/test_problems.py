@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron.bridge.release_checkpoint.examine import examine
+from megatron.bridge.release_checkpoint.files import HOST
 from megatron.bridge.release_checkpoint.problems import problems
 
 
@@ -19,8 +20,8 @@ from megatron.bridge.release_checkpoint.problems import problems
         ({"args": None}, ["The common state has no Megatron-LM args"]),
         ({"without": "checkpoint_version"}, ["checkpoint_version is None, expected 3.0"]),
         (
-            {"leftovers": ("release.incomplete",)},
-            ["release.incomplete was left by an import or a repair that was killed"],
+            {"leftovers": (f"release.incomplete.{HOST}-1-01234567",)},
+            [f"release.incomplete.{HOST}-1-01234567 was left by an import or a repair that was killed"],
         ),
     ],
 )
