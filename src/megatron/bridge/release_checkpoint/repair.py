@@ -191,4 +191,4 @@ def run(plan: Plan, on_step: Callable[[Step], None] = lambda step: None) -> None
     finally:
         # If this fails, the next run does it.
         with suppress(OSError):
-            actions.act(staging.close)
+            staging.close()
