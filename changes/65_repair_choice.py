@@ -13,7 +13,7 @@ Refuse trainings, choose between an old and a new folder, and change files
 so that a crash leaves each whole.
 """,
     why="A repair touches no training.",
-    modules=["release_checkpoint/repair_steps.py", "release_checkpoint/repair_choice.py"],
+    modules=["repair/__init__.py", "repair/steps.py", "repair/choice.py"],
     stands_on=["examine", "release-writer"],
     problem="People move `iter_0000000` to `release` by hand, and leave half of it behind.",
     changes=["Two new modules below `megatron.bridge.release_checkpoint`, which nothing uses yet."],

@@ -13,10 +13,10 @@ Write Megatron-LM's args, from run_config.yaml or a Hugging Face model, into
 both forms of the common state.
 """,
     why="The common state of a checkpoint is repaired in place.",
-    modules=["release_checkpoint/repair_state.py"],
+    modules=["repair/state.py"],
     stands_on=["repair-choice", "release-checkpoints"],
     problem="What `import_ckpt` wrote before has no args, and Megatron-LM stops with `KeyError: 'args'`.",
-    changes=["A new module, `megatron.bridge.release_checkpoint.repair_state`, which nothing uses yet."],
+    changes=["A new module, `megatron.bridge.repair.state`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],
     tested=["Unit tests in which one form, the other, or both lack something."],
     tests={"tests/unit/bridge/release_checkpoint/test_repair_state.py": "release_checkpoint/"},

@@ -13,10 +13,10 @@ Plan the steps from what is there and carry them out under the lock of an
 import, so that a killed repair is completed by the next one.
 """,
     why="A checkpoint is repaired in place.",
-    modules=["release_checkpoint/repair.py"],
+    modules=["repair/repair.py"],
     stands_on=["repair-state"],
     problem="Megatron-LM cannot fine-tune from what `import_ckpt` wrote before, and importing a large model again takes hours.",
-    changes=["`repair.plan(root)` and `repair.run(plan)` of `megatron.bridge.release_checkpoint`."],
+    changes=["`plan(root)` and `run(plan)` of `megatron.bridge.repair.repair`."],
     unchanged=["Nothing that exists is touched."],
     tested=[
         "A kill and an error of the system at each change, in each of some 50 states; Megatron-LM trains from the result."

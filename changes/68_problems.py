@@ -13,10 +13,10 @@ Name what is damaged, missing or left over, a line each, and whether a
 repair can change it.
 """,
     why="What is wrong with a checkpoint is said in a line each.",
-    modules=["release_checkpoint/problems.py"],
+    modules=["repair/problems.py"],
     stands_on=["repair", "verdicts"],
     problem="Errors such as `KeyError: 'optimizer'` do not say what is wrong with a checkpoint.",
-    changes=["A new module, `megatron.bridge.release_checkpoint.problems`, which nothing uses yet."],
+    changes=["A new module, `megatron.bridge.repair.problems`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],
     tested=["Unit tests on checkpoints in some 70 states that people have on disk."],
     later=["The subcommands `inspect` and `repair` stand on this."],

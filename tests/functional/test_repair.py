@@ -18,9 +18,9 @@ from reference import Tensors, differences
 from megatron.bridge import AutoBridge
 from megatron.bridge.cli import main
 from megatron.bridge.release_checkpoint.examine import examine
-from megatron.bridge.release_checkpoint.problems import problems
-from megatron.bridge.release_checkpoint.repair_state import _load_state
 from megatron.bridge.release_checkpoint.verdicts import verdicts
+from megatron.bridge.repair.problems import problems
+from megatron.bridge.repair.state import _load_state
 from megatron.bridge.training.mlm_compat.checkpoints import read_megatron_lm_args
 
 

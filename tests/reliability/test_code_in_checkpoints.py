@@ -24,10 +24,11 @@ from test_release_checkpoint import gloo, hf_model, release, training  # noqa: F
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron.bridge.cli import main
-from megatron.bridge.release_checkpoint import repair, repair_state
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.metadata import read_metadata
-from megatron.bridge.release_checkpoint.problems import problems
+from megatron.bridge.repair import repair
+from megatron.bridge.repair import state as repair_state
+from megatron.bridge.repair.problems import problems
 from megatron.bridge.training import model_load_save, untrusted_checkpoint
 
 

@@ -17,10 +17,10 @@ from kills import killed_at_change
 from test_faults import MS_RDONLY, MS_REMOUNT, in_fork, in_namespace, models, mount, used_kib  # noqa: F401 - a fixture
 
 from megatron.bridge.cli import main
-from megatron.bridge.release_checkpoint import repair
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import resolve_checkpoint
-from megatron.bridge.release_checkpoint.problems import problems
+from megatron.bridge.repair import repair
+from megatron.bridge.repair.problems import problems
 
 
 WHOLE = {"release", TRACKER}

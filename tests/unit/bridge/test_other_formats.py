@@ -9,8 +9,8 @@ import torch.distributed.checkpoint as dcp
 from rank_checkpoints import args_of, save_ranks, whole_model
 
 from megatron.bridge.release_checkpoint.examine import examine
-from megatron.bridge.release_checkpoint.problems import problems
 from megatron.bridge.release_checkpoint.verdicts import launch_flags, verdicts
+from megatron.bridge.repair.problems import problems
 
 
 def root(path: Path, tracker: str = "release") -> Path:

@@ -18,7 +18,7 @@ from fork.upstream import LATEST, obtain
 
 COMMAND, FORMAT = "megatron.bridge.cli", "megatron.bridge.release_checkpoint"
 # They still import the library or torch, within functions: to be mended.
-NOT_YET = {f"{FORMAT}.layout", f"{FORMAT}.repair_state"}
+NOT_YET = {f"{FORMAT}.layout"}
 # What costs seconds to import, or isn't there where somebody only looks at a checkpoint.
 HEAVY = ("torch", "transformers", "megatron.core", "megatron.training", "safetensors")
 

@@ -25,14 +25,16 @@ from click.testing import CliRunner, Result
 
 import megatron.bridge
 from megatron.bridge.cli import main
-from megatron.bridge.release_checkpoint import repair, repair_state, repair_steps
 from megatron.bridge.release_checkpoint.examine import Checkpoint, examine
 from megatron.bridge.release_checkpoint.files import HOST, Staging
 from megatron.bridge.release_checkpoint.metadata import read_metadata
-from megatron.bridge.release_checkpoint.problems import problems
-from megatron.bridge.release_checkpoint.repair import Refused
 from megatron.bridge.release_checkpoint.state import differences
 from megatron.bridge.release_checkpoint.verdicts import grouped, verdicts
+from megatron.bridge.repair import repair
+from megatron.bridge.repair import state as repair_state
+from megatron.bridge.repair import steps as repair_steps
+from megatron.bridge.repair.problems import problems
+from megatron.bridge.repair.repair import Refused
 
 
 TRACKER = "latest_checkpointed_iteration.txt"

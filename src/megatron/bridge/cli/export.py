@@ -12,8 +12,8 @@ from megatron.bridge.cli.text import human_bytes, printable
 from megatron.bridge.release_checkpoint import weights
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
-from megatron.bridge.release_checkpoint.problems import problems
 from megatron.bridge.release_checkpoint.target import check_export_target, check_space
+from megatron.bridge.repair.problems import problems
 
 
 @click.command("export", cls=Command)

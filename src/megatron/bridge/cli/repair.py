@@ -9,10 +9,10 @@ from megatron.bridge.cli.command import CHECKPOINT, TRUST, Command
 from megatron.bridge.cli.show import show_flags
 from megatron.bridge.cli.terminal import quiet
 from megatron.bridge.cli.text import printable
-from megatron.bridge.release_checkpoint import repair
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
-from megatron.bridge.release_checkpoint.problems import problems
+from megatron.bridge.repair import repair
+from megatron.bridge.repair.problems import problems
 
 
 @click.command("repair", cls=Command)

@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from megatron.bridge.cli.text import human_bytes, notes_of, printable
-from megatron.bridge.release_checkpoint import repair
 from megatron.bridge.release_checkpoint.examine import Checkpoint
 from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, RUN_CONFIG
-from megatron.bridge.release_checkpoint.problems import problems
 from megatron.bridge.release_checkpoint.proof import Proof, recorded
 from megatron.bridge.release_checkpoint.state import FORMS
 from megatron.bridge.release_checkpoint.verdicts import Verdict, grouped, launch_flags, verdicts
+from megatron.bridge.repair import repair
+from megatron.bridge.repair.problems import problems
 
 
 def describe(found: Checkpoint) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.files import HOST
-from megatron.bridge.release_checkpoint.problems import problems
+from megatron.bridge.repair.problems import problems
 
 
 @pytest.mark.parametrize(

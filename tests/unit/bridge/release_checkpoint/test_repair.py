@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron.bridge.release_checkpoint import repair, repair_state, repair_steps
 from megatron.bridge.release_checkpoint.examine import examine
+from megatron.bridge.repair import repair
+from megatron.bridge.repair import state as repair_state
+from megatron.bridge.repair import steps as repair_steps
 
 
 BEFORE = {"folder": "iter_0000000", "tracker": "0", "args": None, "train_state": True, "bridge_tracker": True}

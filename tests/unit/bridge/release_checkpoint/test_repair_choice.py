@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron.bridge.release_checkpoint.examine import examine
-from megatron.bridge.release_checkpoint.repair_choice import choose
-from megatron.bridge.release_checkpoint.repair_steps import Refused, completion, free_name, removal, replace
+from megatron.bridge.repair.choice import choose
+from megatron.bridge.repair.steps import Refused, completion, free_name, removal, replace
 
 
 def test_the_payload_that_is_whole_is_chosen(build, tmp_path: Path):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron.bridge.release_checkpoint import repair_state
 from megatron.bridge.release_checkpoint.payload import examine_payload
-from megatron.bridge.release_checkpoint.repair_state import steps_of_state, truth
-from megatron.bridge.release_checkpoint.repair_steps import NeedsModel, Refused
+from megatron.bridge.repair import state as repair_state
+from megatron.bridge.repair.state import steps_of_state, truth
+from megatron.bridge.repair.steps import NeedsModel, Refused
 
 
 @pytest.fixture

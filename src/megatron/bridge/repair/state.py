@@ -8,12 +8,10 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import Any
 
-from megatron.bridge.release_checkpoint import repair_steps as steps
 from megatron.bridge.release_checkpoint.layout import COMMON_PT, METADATA, RUN_CONFIG
 from megatron.bridge.release_checkpoint.metadata import read_metadata_of_torch
 from megatron.bridge.release_checkpoint.payload import Payload
 from megatron.bridge.release_checkpoint.pickles import Inert
-from megatron.bridge.release_checkpoint.repair_steps import NeedsModel, Refused, Step
 from megatron.bridge.release_checkpoint.state import (
     COMMON_STATE,
     ENTRY,
@@ -23,6 +21,8 @@ from megatron.bridge.release_checkpoint.state import (
     is_plain,
 )
 from megatron.bridge.release_checkpoint.weights import contradictions
+from megatron.bridge.repair import steps as steps
+from megatron.bridge.repair.steps import NeedsModel, Refused, Step
 
 
 INTEGRITY = "integrity.json"

@@ -4,12 +4,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron.bridge.release_checkpoint import repair
 from megatron.bridge.release_checkpoint.examine import Checkpoint
 from megatron.bridge.release_checkpoint.layout import BRIDGE_TRACKER, COMMON_PT, ITERATION_0, RELEASE, TRAIN_STATE
 from megatron.bridge.release_checkpoint.payload import Payload, some
 from megatron.bridge.release_checkpoint.state import FORMS
 from megatron.bridge.release_checkpoint.verdicts import tracker_fault
+from megatron.bridge.repair import repair
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron.bridge.release_checkpoint import repair_steps as actions
 from megatron.bridge.release_checkpoint.examine import Checkpoint, examine
 from megatron.bridge.release_checkpoint.files import Staging
 from megatron.bridge.release_checkpoint.layout import (
@@ -25,9 +24,10 @@ from megatron.bridge.release_checkpoint.layout import (
 )
 from megatron.bridge.release_checkpoint.leftovers import refuse_second
 from megatron.bridge.release_checkpoint.payload import Payload
-from megatron.bridge.release_checkpoint.repair_choice import choose
-from megatron.bridge.release_checkpoint.repair_state import steps_of_state, truth
-from megatron.bridge.release_checkpoint.repair_steps import (
+from megatron.bridge.repair import steps as actions
+from megatron.bridge.repair.choice import choose
+from megatron.bridge.repair.state import steps_of_state, truth
+from megatron.bridge.repair.steps import (
     NeedsModel,
     Refused,
     Step,

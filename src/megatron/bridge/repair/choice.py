@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron.bridge.release_checkpoint.examine import Checkpoint
 from megatron.bridge.release_checkpoint.layout import BRIDGE_TRACKER, ITERATION_0, METADATA, RELEASE
 from megatron.bridge.release_checkpoint.payload import Payload, examine_payload
-from megatron.bridge.release_checkpoint.repair_steps import Refused
+from megatron.bridge.repair.steps import Refused
 
 
 def choose(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:

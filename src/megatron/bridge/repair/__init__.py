@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a checkpoint, and its repair. Imports torch and the library only to carry a repair out."""
