@@ -264,6 +264,14 @@ def transformer_engine(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, requires=["build"])
+def families(session: nox.Session) -> None:
+    """Take a tiny model of each family out and back, without Transformer Engine: `-- ARCHITECTURE …`."""
+    _install_patched(session)
+    _keep_bytecode(session)
+    session.run("python", "tests/families/check.py", *_arguments(session)[1])
+
+
+@nox.session(python=PYTHON, requires=["build"])
 def quickstart(session: nox.Session) -> None:
     """Show the whole way from a Hugging Face checkpoint to Megatron-LM and back."""
     _install_patched(session)

@@ -333,8 +333,11 @@ def insert_first(scope: str, statements: str, *, done: syntax.Matcher | None = N
     return Edit(f"insert first in {scope}", apply, releases, scope)
 
 
-def decorate(function: str, decorator: str, *, releases: str = "") -> Edit:
-    """Adds `decorator` below the decorators that the function or method `function` has."""
+def decorate(function: str, decorator: str, *, outermost: bool = False, releases: str = "") -> Edit:
+    """Adds `decorator` below the decorators that the function or method `function` has.
+
+    With `outermost` it goes above them, but below `classmethod` and `staticmethod`, which make no function.
+    """
 
     def apply(module: cst.Module) -> cst.Module:
         path = syntax.find_definition(module, function)
@@ -343,7 +346,10 @@ def decorate(function: str, decorator: str, *, releases: str = "") -> Edit:
         # A later change may have given it other arguments.
         if _called(new) in [_called(each) for each in definition.decorators]:
             return module
-        edited = definition.with_changes(decorators=[*definition.decorators, new])
+        decorators = list(definition.decorators)
+        methods = [each for each in decorators if _called(each) in ("classmethod", "staticmethod")]
+        decorators.insert(len(methods) if outermost else len(decorators), new)
+        edited = definition.with_changes(decorators=decorators)
         return syntax.rewrite(module, {definition: edited}, [path])
 
     return Edit(f"decorate {function}", apply, releases, function)

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random checkpoints of every architecture that Bridge registers, as transformers saves them.
+
+A row of `ROWS` is an architecture. Its config is the default of its class in transformers, with small sizes.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizer import train_tokenizer
+
+
+_TEXT = {
+    "vocab_size": 384,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_k": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "first_k_dense_replace": 1,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "embed_dim": 32,
+    "image_size": 56,
+    "out_hidden_size": 64,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "output_dim": 64,
+}
+# Published in float32, whatever the dtype of the weights.
+_IN_FLOAT32 = ("e_score_correction_bias", "expert_bias")
+# Follow from others.
+_DERIVED = ("layer_types", "mlp_layer_types", "architectures", "model_type", "dtype")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An architecture.
+
+    Attributes:
+        config: The class of its config, in transformers or, with its module, in Bridge. None for one of the hub.
+        values: What differs from the small default. Values of nested configs are dicts.
+        model: The class of the model. Default: the class in transformers that has the architecture's name.
+        published: Values of config.json that transformers doesn't save.
+        reason: Part of the first line of what doesn't come back, or of the error. None if all comes back.
+        names: Parts of names of tensors that transformers 5.12 saves in another way than they are published.
+    """
+
+    config: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    published: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    reason: str | None = None
+
+
+_TIED = {"tie_word_embeddings": True}
+_LATENT = {"head_dim": 16, "qk_head_dim": 32, "num_key_value_heads": 4}
+
+_GEMMA_4 = {"vocab_size_per_layer_input": 384, "hidden_size_per_layer_input": 16, "global_head_dim": 32}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+_MINISTRAL = _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+
+ROWS: dict[str, Row] = {
+    "DeepseekV2ForCausalLM": Row(values=_LATENT),
+    "DeepseekV3ForCausalLM": Row(values=_LATENT),
+    "DeepseekV4ForCausalLM": Row(
+        values={
+            "num_key_value_heads": 1,
+            "num_nextn_predict_layers": 0,
+            "rope_parameters": {"main": {"rope_type": "default", "rope_theta": 10000.0}, "compress": _YARN},
+        },
+        reason="Invalid experimental attention variant: dsv4_hybrid",  # of Megatron Core 0.19
+    ),
+    "Ernie4_5_MoeForCausalLM": Row(reason="mlp.gate.weight is torch.bfloat16, was torch.float32"),
+    "Ernie4_5_VLMoeForConditionalGeneration": Row(values={"text_config": {"moe_intermediate_size": [32, 32]}}),
+    "Exaone4ForCausalLM": Row(values=_TIED),
+    "Exaone4_5_ForConditionalGeneration": Row(),
+    "ExaoneMoeForCausalLM": Row(),
+    "FalconH1ForCausalLM": Row(
+        values={
+            "mamba_d_ssm": 128,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 16,
+            "mamba_n_groups": 2,
+            "mamba_d_state": 16,
+            "mamba_norm_before_gate": False,
+        }
+    ),
+    "Gemma2ForCausalLM": Row(values=_TIED),
+    "Gemma3ForCausalLM": Row(values=_TIED),
+    "Gemma3ForConditionalGeneration": Row(
+        values=_TIED | {"text_config": _TIED, "vision_config": {"vision_use_head": False}}
+    ),
+    "Gemma4ForCausalLM": Row(values=_TIED | _GEMMA_4),
+    "Gemma4ForConditionalGeneration": Row(values=_TIED | {"text_config": _TIED | _GEMMA_4}),
+    "GemmaForCausalLM": Row(values=_TIED),
+    "Glm4MoeForCausalLM": Row(),
+    "Glm4MoeLiteForCausalLM": Row(values=_LATENT),
+    "Glm4vMoeForConditionalGeneration": Row(values={"text_config": {"head_dim": 16, "use_qk_norm": False}}),
+    "GlmMoeDsaForCausalLM": Row(
+        values=_LATENT | {"index_head_dim": 32, "index_n_heads": 2}, published={"indexer_rope_interleave": True}
+    ),
+    "GptOssForCausalLM": Row(),
+    "HYV3ForCausalLM": Row(published={"first_k_dense_replace": 1}),
+    "LlamaForCausalLM": Row(),
+    "MiniMaxM2ForCausalLM": Row(),
+    "MiniMaxM3SparseForConditionalGeneration": Row(
+        values={
+            "projector_hidden_size": 64,
+            "merged_hidden_size": 256,
+            "text_config": {"dense_intermediate_size": 128, "shared_intermediate_size": 32, "rotary_dim": 8},
+        },
+        reason="block_sparse_moe.gate.weight is torch.float32, was torch.bfloat16",
+    ),
+    "Mistral3ForConditionalGeneration": Row(
+        values={"text_config": {"rope_parameters": _MINISTRAL, "model_type": "ministral3"}}
+    ),
+    "MistralForCausalLM": Row(),
+    "NemotronForCausalLM": Row(values={"num_key_value_heads": 2}),
+    "NemotronHForCausalLM": Row(
+        values={
+            "layers_block_type": ["mamba", "mlp", "attention", "moe"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "ssm_state_size": 16,
+            "moe_shared_expert_intermediate_size": 32,
+        },
+        names={"backbone.embedding.": "backbone.embeddings."},
+    ),
+    "OlmoeForCausalLM": Row(values={"num_key_value_heads": 4}),
+    "Qwen2AudioForConditionalGeneration": Row(names={"language_model.model.model.": "language_model.model."}),
+    "Qwen2ForCausalLM": Row(),
+    "Qwen2_5OmniForConditionalGeneration": Row(),
+    "Qwen2_5_VLForConditionalGeneration": Row(),
+    "Qwen3ForCausalLM": Row(),
+    "Qwen3MoeForCausalLM": Row(),
+    "Qwen3NextForCausalLM": Row(),
+    "Qwen3OmniMoeForConditionalGeneration": Row(),
+    "Qwen3VLForConditionalGeneration": Row(),
+    "Qwen3VLMoeForConditionalGeneration": Row(),
+    "Qwen3_5ForCausalLM": Row(),
+    "Qwen3_5ForConditionalGeneration": Row(),
+    "Qwen3_5MoeForCausalLM": Row(),
+    "Qwen3_5MoeForConditionalGeneration": Row(),
+}
+
+
+def _small(config: dict[str, Any], values: dict[str, Any], sizes: dict[str, Any] = _TEXT) -> dict[str, Any]:
+    """Return a default config with small sizes, and then `values`."""
+    made = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and name.endswith("_config"):
+            is_text = "text" in name or "thinker" in name
+            made[name] = _small(value, values.get(name, {}), _TEXT if is_text else _TOWER)
+        elif name in sizes and (value is not None or name == "head_dim"):
+            made[name] = sizes[name]
+        elif name not in _DERIVED:
+            made[name] = value
+    kept = {"model_type": config["model_type"]} if "model_type" in config else {}
+    given = {name: value for name, value in values.items() if not (name.endswith("_config") and name in made)}
+    return made | kept | given
+
+
+def make_model(folder: Path, architecture: str) -> Path:
+    """Write a tiny random checkpoint in bf16, and return its folder."""
+    row = ROWS[architecture]
+    model_class = getattr(transformers, row.model or architecture)
+    config_class = getattr(transformers, row.config) if row.config else model_class.config_class
+    config = config_class.from_dict(_small(config_class().to_dict(), row.values))
+    torch.manual_seed(0)
+    model = model_class._from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and tensor.numel():
+                tensor.copy_(torch.randn(tensor.shape) * 0.1 + (tensor.dim() == 1))
+    model.save_pretrained(folder)
+    train_tokenizer(folder, _TEXT["vocab_size"])
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for old, new in row.names.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    for name in tensors:
+        if name.endswith(_IN_FLOAT32):
+            tensors[name] = tensors[name].float()
+    save_file(tensors, path, {"format": "pt"})
+    if row.published:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | row.published, indent=2))
+    return folder
