@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the streaming import with a copy and with upstream's import: `nox -s benchmark`.
+"""Compare the streaming conversion with a copy and with upstream's, in both directions: `nox -s benchmark`.
 
-Writes results.json and memory.svg beside this file. The disk needs room for the models of all sizes, and for one more
+Writes results.json and memory.svg beside this file. The disk needs room for the models of all sizes, and for two more
 of the largest.
 """
 
@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from benchmarks import results
-from benchmarks.flows import FLOWS, measure
+from benchmarks import memory, results
+from benchmarks.flows import FLOWS, STREAMING, measure
 from benchmarks.results import GB, Measurement
 from benchmarks.shapes import SHAPES, WRITTEN, Shape, llama
 from benchmarks.weights import write_checkpoint
@@ -44,7 +44,11 @@ console = Console(width=150)
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="nox -s benchmark --", description=__doc__)
-    parser.add_argument("--sizes", default="1b,3b,8b", help="sizes to run, separated by commas; default: %(default)s")
+    parser.add_argument(
+        "--sizes",
+        default="1b,3b,8b",
+        help="sizes to run, separated by commas, such as 8b-2,8b-6 for a short run; default: %(default)s",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each flow; default: %(default)s")
     parser.add_argument(
         "--out", type=Path, default=HERE.parent / "dist", help="a folder for checkpoints, on the disk to test"
@@ -77,30 +81,35 @@ def run(folder: Path, sizes: list[str], rounds: int, keep: bool) -> tuple[list[M
     measurements, skipped, sources, largest = [], [], {}, 0
     for size in sizes:
         shape = llama(size)
-        # The sources stay, so that all sizes run in each round. Only one target exists at a time.
-        needed = shape.bytes + max(shape.bytes, largest) + MARGIN
+        # The sources stay, so that all sizes run in each round. Only one checkpoint and one target exist at a time.
+        needed = shape.bytes + 2 * max(shape.bytes, largest) + MARGIN
         if needed > (free := shutil.disk_usage(folder).free):
             skipped.append(f"skipped {size}: needs {needed / GB:.0f} GB of disk, and {free / GB:.0f} GB are free")
             continue
         console.print(f"writing {size}, {shape.bytes / GB:.1f} GB")
         sources[size], largest = write(folder / size, shape), max(shape.bytes, largest)
     small = write(folder / "small", llama("1b", **SMALL))
+    imported(small, folder / "small-checkpoint")
     for number in range(1, rounds + 1):
         for size, source in sources.items():
             for flow in FLOWS:
+                if flow.exports and not (folder / "checkpoint").exists():
+                    imported(source, folder / "checkpoint")
                 needed = flow.memory * llama(size).bytes
                 if needed > psutil.virtual_memory().available:
                     line = f"skipped {flow.name} of {size}: needs {needed / GB:.1f} GB of memory"
                     skipped += [line] if line not in skipped else []
                     continue
-                log = folder / f"{size}-{flow.name.split()[0]}-{number}.log"
+                log = folder / f"{size}-{flow.name.replace(' ', '-')}-{number}.log"
                 # This puts the imported modules into the page cache, because the last flow may have needed all memory.
-                measure(flow, small, folder / "target", log)
-                done, cached, sync = measure(flow, source, folder / "target", log)
+                warm, read = (folder / "small-checkpoint", folder / "checkpoint") if flow.exports else (small, source)
+                measure(flow, warm, folder / "target", log)
+                done, cached, sync = measure(flow, read, folder / "target", log)
                 measurements.append(results.measurement(size, flow.name, number, done, cached, sync))
                 console.print(
                     f"round {number}, {size}, {flow.name}: {done.wall:.1f} s, {done.peak('resident') / GB:.2f} GB"
                 )
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
             if number == rounds and not keep:
                 shutil.rmtree(source)
     return measurements, skipped
@@ -111,6 +120,11 @@ def write(folder: Path, shape: Shape) -> Path:
     write_checkpoint(folder, shape)
     train_tokenizer(folder)
     return folder
+
+
+def imported(source: Path, checkpoint: Path) -> None:
+    """Make a Megatron checkpoint, for the exports."""
+    memory.run([*STREAMING.command, str(source), str(checkpoint)], checkpoint.with_suffix(".log"))
 
 
 def planned(size: str) -> dict[str, int]:

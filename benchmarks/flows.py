@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flows to compare: a copy, upstream's import, and the streaming import, each a command of a user."""
+"""The flows to compare: a copy, upstream's conversion, and the streaming one, in both directions."""
 
 import os
 import shutil
@@ -20,20 +20,29 @@ class Flow:
         description: A description in one line.
         command: The command, without source and target.
         memory: Bytes of memory that it needs for each byte of the source.
-        stages_first: Whether it makes `release.incomplete` before it converts. Upstream's flow converts first.
+        marker: A pattern, below the folder of the target, of what it makes when it starts to convert. Empty for a flow
+            that converts first, as upstream's do.
+        exports: Whether its source is a Megatron checkpoint.
     """
 
     name: str
     description: str
     command: tuple[str, ...]
     memory: float = 0.0
-    stages_first: bool = False
+    marker: str = ""
+    exports: bool = False
 
 
 _IN_MEMORY = (
     "import sys; from megatron.bridge import AutoBridge; AutoBridge.import_ckpt(*sys.argv[1:], streaming=False)"
 )
-
+_EXPORT_IN_MEMORY = (
+    "import sys; from megatron.bridge import AutoBridge; "
+    "source = AutoBridge.get_hf_model_id_from_checkpoint(sys.argv[1]); "
+    "AutoBridge.from_hf_pretrained(source).export_ckpt(*sys.argv[1:], streaming=False)"
+)
+_COMMAND = str(Path(sys.executable).with_name("megatron-bridge"))
+STREAMING = Flow("streaming", "megatron-bridge import", (_COMMAND, "import"), marker="{target}/release.incomplete.*")
 FLOWS = (
     Flow("cp -r", "cp -r of the checkpoint's files", ("cp", "-r")),
     Flow(
@@ -44,11 +53,21 @@ FLOWS = (
         (sys.executable, "-c", _IN_MEMORY),
         memory=1.15,
     ),
+    STREAMING,
+    Flow("cp -r back", "cp -r of the Megatron checkpoint's files", ("cp", "-r"), exports=True),
     Flow(
-        "streaming",
-        "megatron-bridge import",
-        (str(Path(sys.executable).with_name("megatron-bridge")), "import"),
-        stages_first=True,
+        "upstream export",
+        "export_ckpt(streaming=False): upstream 0.6.2's flow, from the fork build, which runs without CUDA",
+        (sys.executable, "-c", _EXPORT_IN_MEMORY),
+        memory=1.75,
+        exports=True,
+    ),
+    Flow(
+        "streaming export",
+        "megatron-bridge export",
+        (_COMMAND, "export"),
+        marker="{target}.incomplete.*/**/*.safetensors",
+        exports=True,
     ),
 )
 
@@ -56,7 +75,7 @@ FLOWS = (
 def measure(flow: Flow, source: Path, target: Path, log: Path) -> tuple[Run, float, float]:
     """Run a flow with the source not in the page cache, and remove the target.
 
-    The conversion starts when `save_checkpoint` makes `release.incomplete`.
+    An import starts to convert when it makes its staging folder, an export when it makes its first file of weights.
 
     Args:
         flow: The flow to run.
@@ -74,7 +93,7 @@ def measure(flow: Flow, source: Path, target: Path, log: Path) -> tuple[Run, flo
     # A normal installation writes bytecode.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     try:
-        marker = target / "release.incomplete.*" if flow.stages_first else None
+        marker = Path(flow.marker.format(target=target)) if flow.marker else None
         run = memory.run([*flow.command, str(source), str(target)], log, marker, env)
         synced = memory.run(["sync"], log)
     finally:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a command, and sample the memory of its process tree meanwhile."""
 
+import glob
 import subprocess
 import time
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ def run(command: list[str], log: Path, marker: Path | None = None, env: Mapping[
     Args:
         command: The command.
         log: The file for its output.
-        marker: A file or folder, whose name may be a pattern. The run records when it appears.
+        marker: A file or folder, or a pattern of `glob`. The run records when it appears.
         env: The environment. Default: that of this process.
 
     Raises:
@@ -103,7 +104,7 @@ def run(command: list[str], log: Path, marker: Path | None = None, env: Mapping[
         try:
             while process.poll() is None:
                 now = time.monotonic() - begin
-                if started is None and marker is not None and any(marker.parent.glob(marker.name)):
+                if started is None and marker is not None and glob.glob(str(marker), recursive=True):
                     started = now
                 if now >= due:
                     memory, high = _sample(process.pid)

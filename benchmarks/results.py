@@ -18,6 +18,8 @@ GB = 10**9
 KINDS = ("resident", "anonymous", "file")
 COLUMNS = ("wall, s", "start-up, s", "sync, s", *(f"peak {kind}, GB" for kind in KINDS))
 
+EXPORT = "streaming export"
+
 _SAMPLES = 120
 """The most samples of a run that are saved: the largest of each part of it."""
 
@@ -86,6 +88,11 @@ class Bar:
     value: Callable[[dict[tuple[str, str], Measurement]], float]
 
 
+def _wide(of: dict[tuple[str, str], Measurement], flow: str) -> Measurement:
+    """Return the run of a flow with the most layers of the 8B shape."""
+    return next(of[size, flow] for size in ("8b", "8b-6", "8b-2") if (size, flow) in of)
+
+
 BARS = (
     Bar("start-up, 8B shape", 4.0, "s", lambda of: of["8b", "streaming"].started),
     Bar("peak resident set, 8B shape", 2.0, "GB", lambda of: of["8b", "streaming"].resident / GB),
@@ -106,6 +113,36 @@ BARS = (
         0.5,
         "times",
         lambda of: of["8b", "streaming"].wall / of["8b", "upstream"].wall,
+    ),
+    Bar(
+        "export, start-up against import's",
+        1.15,
+        "times",
+        lambda of: _wide(of, EXPORT).started / _wide(of, "streaming").started,
+    ),
+    Bar(
+        "export, peak resident set, width of 8B",
+        1.1,
+        "GB",
+        lambda of: max(each.resident for (size, flow), each in of.items() if (size[:2], flow) == ("8b", EXPORT)) / GB,
+    ),
+    Bar(
+        "export, peak resident set, 6 against 2 layers of 8B",
+        1.1,
+        "times",
+        lambda of: of["8b-6", EXPORT].resident / of["8b-2", EXPORT].resident,
+    ),
+    Bar(
+        "export, wall past start-up, width of 8B, against cp -r",
+        1.3,
+        "times",
+        lambda of: _wide(of, EXPORT).past_start_up / _wide(of, "cp -r back").wall,
+    ),
+    Bar(
+        "export, wall of the whole command, width of 8B, against upstream",
+        0.5,
+        "times",
+        lambda of: _wide(of, EXPORT).wall / _wide(of, "upstream export").wall,
     ),
 )
 
@@ -136,7 +173,12 @@ def compare(measurements: list[Measurement]) -> Iterator[tuple[Bar, Spread | Non
             of = {(each.size, each.flow): each for each in measurements if each.round == number}
             try:
                 values.append(bar.value(of))
-            except (KeyError, TypeError):  # it didn't run, or the start of its conversion is unknown
+            except (
+                KeyError,
+                TypeError,
+                StopIteration,
+                ValueError,
+            ):  # it didn't run, or the start of its conversion is unknown
                 continue
         yield bar, Spread.of(values) if values else None
 
@@ -199,7 +241,8 @@ def decimal(size: int) -> str:
 def plot(measurements: list[Measurement], path: Path) -> None:
     """Plot memory over time of each flow, for the largest size that all flows ran, in the round of median length.
 
-    A line is the resident set. The area below it, in the same colour, is the anonymous part.
+    The import is on the left, the export on the right. A line is the resident set. The area below it, in the same
+    colour, is the anonymous part.
     """
     import matplotlib
 
@@ -210,28 +253,33 @@ def plot(measurements: list[Measurement], path: Path) -> None:
     size = max(
         measurements, key=lambda each: (len({m.flow for m in measurements if m.size == each.size}), each.wall)
     ).size
-    figure, axes = pyplot.subplots(figsize=(7.2, 3.6), layout="constrained")
-    for flow, color in (("upstream", "#c44e52"), ("cp -r", "#555555"), ("streaming", "#2a7a3b")):
-        runs = sorted((each for each in measurements if (each.size, each.flow) == (size, flow)), key=lambda m: m.wall)
+    figure, panels = pyplot.subplots(1, 2, figsize=(10.8, 3.6), layout="constrained", sharey=True)
+    _plot_flows(panels[0], [each for each in measurements if each.size == size], ("upstream", "cp -r", "streaming"))
+    _plot_flows(
+        panels[1], [each for each in measurements if each.size == size], ("upstream export", "cp -r back", EXPORT)
+    )
+    shape, _, layers = size.upper().partition("-")
+    what = f"a model of {layers} layers of Llama-3-{shape} shape" if layers else f"a model of Llama-3-{shape} shape"
+    panels[0].set(title=f"Import of {what}", ylabel="resident memory (GB)")
+    panels[1].set(title=f"Export of {what}")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _plot_flows(axes: Any, measurements: list[Measurement], flows: tuple[str, str, str]) -> None:
+    for flow, color in zip(flows, ("#c44e52", "#555555", "#2a7a3b"), strict=True):
+        runs = sorted((each for each in measurements if each.flow == flow), key=lambda each: each.wall)
         if not runs:
             continue
         run = runs[(len(runs) - 1) // 2]
         times = [at for at, _, _ in run.samples] + [run.wall]
         anonymous = [value / GB for _, value, _ in run.samples] + [0]
         resident = [(value + file) / GB for _, value, file in run.samples] + [0]
-        label = f"{flow}: {run.wall:.0f} s, {decimal(run.resident)}"
+        label = f"{flow.removesuffix(' export').removesuffix(' back')}: {run.wall:.0f} s, {decimal(run.resident)}"
         axes.plot(times, resident, color=color, linewidth=1.6, label=label)
         axes.fill_between(times, anonymous, color=color, alpha=0.2, linewidth=0)
-    axes.set(
-        title=f"Import of a checkpoint of Llama-3-{size.upper()} shape",
-        xlabel="time since the start of the command (s)",
-        ylabel="resident memory (GB)",
-        xlim=(0, None),
-        ylim=(0, None),
-    )
+    axes.set(xlabel="time since the start of the command (s)", xlim=(0, None), ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, title="whole command, peak (shaded: anonymous pages)", alignment="left")
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)

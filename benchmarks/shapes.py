@@ -27,8 +27,8 @@ SHAPES = {
     "70b": (8192, 28672, 80, 64),
     "405b": (16384, 53248, 126, 128),
 }
-WRITTEN = ("1b", "3b", "8b")
-"""Sizes that are written and imported. The other sizes are only planned."""
+WRITTEN = ("1b", "3b", "8b", "8b-2", "8b-6")
+"""Sizes that are written and converted. The other sizes are only planned. "8b-2" has 2 layers of the 8B shape."""
 
 BYTES_PER_VALUE = 2
 """The size of a bfloat16."""
@@ -61,14 +61,15 @@ def llama(name: str, **changes: int) -> Shape:
     """Return a shape of `SHAPES`.
 
     Args:
-        name: A key of `SHAPES`.
+        name: A key of `SHAPES`, or one with a number of layers, "8b-2".
         **changes: Values that override those of the shape.
     """
-    hidden, intermediate, layers, heads = SHAPES[name]
+    size, _, fewer = name.partition("-")
+    hidden, intermediate, layers, heads = SHAPES[size]
     values = {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": int(fewer or layers),
         "num_attention_heads": heads,
     }
     config = transformers.LlamaConfig(

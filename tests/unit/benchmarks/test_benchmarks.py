@@ -182,12 +182,28 @@ def test_bars_are_computed_within_a_round_and_over_rounds():
         bar.name: spread
         for bar, spread in results.compare([*round_of(1), *round_of(2, wall=30.0), *round_of(3, wall=24.5)])
     }
-    start, peak, ratio, copy, upstream = measured.values()
+    start, peak, ratio, copy, upstream = list(measured.values())[:5]
     assert (start.min, start.median, start.max) == (4.0, 4.0, 4.0)
     assert peak.median == 1.8
     assert ratio.median == pytest.approx(1.8 / 1.75)
     assert (copy.min, copy.median, copy.max) == (20 / 16, 20.5 / 16, 26 / 16)
     assert upstream.max == 0.5
+    assert list(measured.values())[5:] == [None] * 5
+
+
+def test_an_export_is_compared_with_the_import_and_with_a_copy_back():
+    export = replace(MEASURED, flow="streaming export", started=4.4, resident=int(0.95e9))
+    runs = [
+        replace(MEASURED, size="8b-6"),
+        replace(export, size="8b-6"),
+        replace(export, size="8b-2", resident=int(0.93e9)),
+        replace(export, size="8b-6", flow="cp -r back", started=None, wall=16.0),
+        replace(export, size="8b-6", flow="upstream export", started=None, wall=80.0),
+    ]
+    start, peak, layers, copy, upstream = [spread for bar, spread in results.compare(runs)][5:]
+    assert start.median == pytest.approx(1.1) and peak.median == pytest.approx(0.95)
+    assert layers.median == pytest.approx(95 / 93)
+    assert copy.median == pytest.approx(19.6 / 16) and upstream.median == pytest.approx(0.3)
 
 
 def test_a_bar_without_its_runs_is_not_measured_and_a_missed_one_says_so():
@@ -197,12 +213,12 @@ def test_a_bar_without_its_runs_is_not_measured_and_a_missed_one_says_so():
         measurements, {"70b": {"items": 723, "bytes": 141 * GB, "largest": 3 * GB, "block": 16 << 20}}, console
     )
     text = console.export_text()
-    assert text.count("not measured") == 2
+    assert text.count("not measured") == 2 + 5  # nothing was exported
     assert text.count("MISSED") == 2  # of the resident set, and against the 1.5B shape
     report = results.as_json(measurements, {}, {})
     assert json.loads(results.dumps(report)) == json.loads(json.dumps(report))
     bars = report["bars"]
-    assert [bar["holds"] for bar in bars] == [True, False, False, None, None]
+    assert [bar["holds"] for bar in bars] == [True, False, False, None, None] + [None] * 5
     assert [bar["name"] for bar in bars] == [bar.name for bar in BARS]
 
 
@@ -213,5 +229,5 @@ def test_the_plot_is_small_and_says_what_its_axes_are(tmp_path):
     results.plot([replace(each, samples=samples) for each in round_of(1)], tmp_path / "memory.svg")
     assert (tmp_path / "memory.svg").stat().st_size < 60_000
     text = " ".join(xml.etree.ElementTree.parse(tmp_path / "memory.svg").getroot().itertext())
-    for label in ("(s)", "(GB)", "8B", "upstream", "streaming", "cp -r"):
+    for label in ("(s)", "(GB)", "Import", "Export", "8B", "upstream", "streaming", "cp -r"):
         assert label in text
