@@ -299,7 +299,7 @@ def kit(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, requires=["build"])
 def benchmark(session: nox.Session) -> None:
-    """Compare the streaming import with `cp -r` and with upstream's import: `-- --sizes 1b,8b --rounds 2`."""
+    """Compare the streaming import and export with `cp -r` and with upstream's: `-- --sizes 8b-2,8b-6 --rounds 1`."""
     _install_patched(session)
     session.run("python", "-m", "benchmarks", *_arguments(session)[1])
 
