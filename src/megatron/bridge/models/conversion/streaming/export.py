@@ -26,13 +26,15 @@ from megatron.bridge.models.conversion.streaming.model import CannotStream, cann
 from megatron.bridge.models.conversion.streaming.tensor import Computing, NeedsValues, PiecewiseTensor
 from megatron.bridge.models.conversion.utils import unwrap_model
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource
-from megatron.bridge.release_checkpoint.layout import METADATA, resolve_checkpoint
+from megatron.bridge.release_checkpoint.layout import METADATA, is_split, resolve_checkpoint
 
 
 if TYPE_CHECKING:
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 
 logger = logging.getLogger(__name__)
+
+_DATA = ("*.distcp", "mp_rank_*/model_optim_rng.pt")
 
 
 class StreamedModel(list):
@@ -65,7 +67,7 @@ def plan_export(bridge: "AutoBridge", checkpoint: str | os.PathLike) -> Streamed
         with cannot_stream_if_it_fails("its mappings need weights"):
             model.streamed_tensors = Conversion(bridge, unwrap_model(model)).plan()
     except CannotStream as reason:
-        size = sum(file.stat().st_size for file in payload.glob("*.distcp"))
+        size = sum(file.stat().st_size for pattern in _DATA for file in payload.glob(pattern))
         memory = f" It takes about {size / 1e6:,.0f} MB of memory, the size of its files." if size else ""
         logger.warning("%s is exported in memory, not streamed: %s.%s", checkpoint, reason, memory)
         return None
@@ -80,7 +82,8 @@ def _check(bridge: "AutoBridge", checkpoint: str | os.PathLike) -> None:
     own = type(bridge._model_bridge).stream_weights_megatron_to_hf
     if own is not MegatronModelBridge.stream_weights_megatron_to_hf:
         raise CannotStream("its bridge has an export of its own")
-    if not Path(resolve_checkpoint(checkpoint), METADATA).is_file():
+    payload = Path(resolve_checkpoint(checkpoint))
+    if not (payload / METADATA).is_file() and not is_split(payload):
         raise CannotStream("it is not a distributed checkpoint")
 
 

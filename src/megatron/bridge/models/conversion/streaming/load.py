@@ -16,6 +16,7 @@ from megatron.bridge.models.conversion.streaming.model import (
     meta_model,
     replace_weights,
 )
+from megatron.bridge.models.conversion.streaming.other_formats import other_weights
 from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
 from megatron.bridge.models.conversion.utils import unwrap_model
 from megatron.bridge.models.model_provider import ModelProviderMixin
@@ -49,7 +50,9 @@ def load_streaming(payload: str | Path, config: Any) -> list[MegatronModule]:
 
 
 def stored_weights(payload: str | Path, chunk: MegatronModule) -> Mapping[str, PiecewiseTensor]:
-    """Return the weights that a distributed checkpoint has for a model, by their names in its state dict."""
+    """Return the weights that a checkpoint has for a model, by their names in its state dict."""
+    if (values := other_weights(payload, chunk.state_dict(keep_vars=True))) is not None:
+        return values
     with untrusted_checkpoint.reading(payload):
         common = dist_checkpointing.load_common_state_dict(str(payload))
         content = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)
