@@ -14,7 +14,7 @@ import left.
 """,
     why="What lies at a path is told from metadata alone.",
     modules=["release_checkpoint/examine.py"],
-    stands_on=["payload-facts"],
+    stands_on=["leftovers", "payload-facts"],
     problem="A root may hold a tracker that names a missing folder, several payloads, or the remains of a killed import. Nothing says which.",
     changes=["A new module, `megatron.bridge.release_checkpoint.examine`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fork.change import Change
+from fork.errors import ForkError
 
 
 TEMPLATE = ".github/PULL_REQUEST_TEMPLATE.md"
@@ -14,8 +15,17 @@ TYPE_LABELS = {"fix": "bug", "docs": "docs", "ci": "ci"}
 
 
 def labels(change: Change) -> list[str]:
-    """Returns the labels that upstream asks for: the type, the area, what the change adds."""
-    kind, scope, breaking = re.match(r"(\w+)(?:\((\w+)\))?(!?): ", change.message).groups()
+    """Returns the labels that upstream asks for: the type, the area, what the change adds.
+
+    Raises:
+        ForkError: the subject has another form.
+    """
+    subject = re.match(r"(\w+)(?:\(([\w-]+)\))?(!?): ", change.message)
+    if not subject:
+        raise ForkError(
+            f"change {change.name}: the subject is {change.subject!r}, expected `type(scope): what it does`; reword it"
+        )
+    kind, scope, breaking = subject.groups()
     area = scope or (kind if kind in ("build", "perf") else "misc")
     risk = ["breaking-change"] if breaking else []
     return [TYPE_LABELS.get(kind, "feature"), f"area:{area}", *risk, *change.labels, "needs-review"]

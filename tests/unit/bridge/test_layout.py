@@ -74,13 +74,11 @@ def test_the_train_state_is_trusted_only_where_it_agrees_with_the_tracker(tmp_pa
 
 def test_iteration_0_beside_a_release_is_the_release_and_said_once(tmp_path, caplog):
     release = make_release(tmp_path)
-    for path in (tmp_path / ITERATION_0, f"{tmp_path / ITERATION_0}/"):
-        for _ in range(2):
-            assert resolve_checkpoint(path) == str(release)
+    missing = tmp_path / ITERATION_0
+    for path in 2 * (missing, f"{missing}/"):
+        assert resolve_checkpoint(path) == str(release)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == [
-        f"{tmp_path / ITERATION_0} is not there, taking the release checkpoint beside it: use {release}"
-    ]
+    assert warnings == [f"{missing} is not there, taking the release checkpoint beside it: use {release}"]
 
 
 def test_a_link_to_the_release_is_no_iteration(tmp_path):

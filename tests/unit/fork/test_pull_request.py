@@ -429,6 +429,11 @@ def test_labels_follow_the_subject():
     assert [given[1] for given in got.values()] == ["area:model", "area:misc", "area:ckpt", "area:build"]
 
 
+def test_a_subject_of_another_form_has_no_labels():
+    with pytest.raises(ForkError, match="the subject is 'Save releases', expected `type"):
+        labels(Change("x", "Save releases\n", ""))
+
+
 def test_every_test_travels_once():
     travelling = [ours for change in stack.load() for ours in travel.travelling(change)]
     there = [

@@ -12,7 +12,7 @@ from megatron.bridge.cli.show import describe, show_flags
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, notes_of
 from megatron.bridge.release_checkpoint.examine import examine
-from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE
+from megatron.bridge.release_checkpoint.layout import ITERATION_0, LAYOUT_VARIABLE, RELEASE
 from megatron.bridge.release_checkpoint.target import check_space
 
 
@@ -34,7 +34,7 @@ from megatron.bridge.release_checkpoint.target import check_space
     "--layout",
     type=click.Choice([RELEASE, "iter"]),
     default=RELEASE,
-    envvar="MEGATRON_BRIDGE_CHECKPOINT_LAYOUT",
+    envvar=LAYOUT_VARIABLE,
     show_default=True,
     show_envvar=True,
     help=f"Write a release checkpoint, or {ITERATION_0} with the tracker 0, which Megatron-LM can't fine-tune from.",

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron.bridge.release_checkpoint.layout import (
     COMMON_PT,
     INCOMPLETE,
+    ITERATION,
     ITERATION_0,
     RELEASE,
     REPLACED,
@@ -112,7 +113,7 @@ def _examine_root(root: Path, chosen: Path | None = None) -> Checkpoint:
         if found.tracker == RELEASE:
             found.named = RELEASE
         elif re.fullmatch(r"[0-9]{1,18}", found.tracker):
-            found.named = f"iter_{int(found.tracker):07d}"
+            found.named = ITERATION.format(int(found.tracker))
     # If iter_0000000 is a link, a tracker that says 0 leads to the release.
     candidates = [found.named, RELEASE, *reversed([name for name in found.folders if _is_iteration(name)])]
     there = [name for name in candidates if name in found.folders]

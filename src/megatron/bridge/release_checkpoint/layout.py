@@ -6,24 +6,21 @@ A release checkpoint, from which Megatron-LM starts fine-tuning, has this layout
     OUT/                                     the root
     ├── latest_checkpointed_iteration.txt    the tracker, which holds the word "release"
     └── release/                             the payload: weights, Megatron-LM's args, run_config.yaml, tokenizer/
-
-This module imports torch and Megatron Core only in the functions that need them.
 """
 
 import functools
 import logging
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 
 logger = logging.getLogger(__name__)
 
-_MaybePath = TypeVar("_MaybePath", bound="str | os.PathLike | None")
-
 # In the root.
 RELEASE = "release"
-ITERATION_0 = "iter_0000000"
+ITERATION = "iter_{:07d}"
+ITERATION_0 = ITERATION.format(0)
 TRACKER = "latest_checkpointed_iteration.txt"
 BRIDGE_TRACKER = "latest_train_state.pt"
 
@@ -42,6 +39,9 @@ RUN_CONFIG = "run_config.yaml"
 TRAIN_STATE = "train_state.pt"
 TOKENIZER = "tokenizer"
 HF_FILES = "hf"
+RANKS = "mp_rank_0*"  # of --ckpt-format torch
+
+LAYOUT_VARIABLE = "MEGATRON_BRIDGE_CHECKPOINT_LAYOUT"
 
 
 def as_path(path: str | os.PathLike) -> Any:
@@ -57,14 +57,8 @@ def as_path(path: str | os.PathLike) -> Any:
 def is_payload(path: str | os.PathLike) -> bool:
     """Return whether a folder is the payload of a checkpoint, and not a root."""
     folder = as_path(path)
-    return any((folder / name).exists() for name in (RUN_CONFIG, TRAIN_STATE, METADATA_JSON, METADATA)) or is_split(
-        folder
-    )
-
-
-def is_split(folder: Any) -> bool:
-    """Return whether a folder is a payload of `--ckpt-format torch`, with a folder for each rank (mp_rank_00…)."""
-    return any(child.name.startswith("mp_rank_0") for child in folder.iterdir()) if folder.is_dir() else False
+    found = any((folder / name).exists() for name in (RUN_CONFIG, TRAIN_STATE, METADATA_JSON, METADATA))
+    return found or any(folder.glob(RANKS))
 
 
 def is_link_to_release(path: str | os.PathLike) -> bool:
@@ -141,21 +135,19 @@ def resolve_checkpoint(path: str | os.PathLike) -> str:
         tracked = _read_step(root / BRIDGE_TRACKER), False
     if tracked is not None:
         iteration, release = tracked
-        payload = root / (RELEASE if release else f"iter_{iteration:07d}")
+        payload = root / (RELEASE if release else ITERATION.format(iteration))
         if not payload.is_dir():
             raise FileNotFoundError(
                 f"the tracker of {path} names {payload.name}, which is not there: pass the path of a payload folder"
             )
         return str(payload)
     if iterations := saved_iterations(path):
-        return str(root / f"iter_{max(iterations):07d}")
+        return str(root / ITERATION.format(max(iterations)))
     return str(root / RELEASE) if (root / RELEASE).is_dir() else str(path)
 
 
 def release_beside(path: str | os.PathLike) -> Any | None:
     """Return the release that a path of iteration 0 stands for.
-
-    Imports lay at ``iter_0000000`` before release checkpoints, and scripts name that folder.
 
     Returns:
         ``OUT/release`` for ``OUT/iter_0000000`` if only the release exists, otherwise None.
@@ -167,7 +159,7 @@ def release_beside(path: str | os.PathLike) -> Any | None:
     return release
 
 
-def release_for(path: _MaybePath) -> _MaybePath | str:
+def release_for(path: Any) -> Any:
     """Return what :func:`release_beside` finds, with a warning, and any other path unchanged."""
     if path is None or (release := release_beside(path)) is None:
         return path
@@ -177,7 +169,6 @@ def release_for(path: _MaybePath) -> _MaybePath | str:
 
 @functools.cache
 def _warn_once(path: str, release: str) -> None:
-    # torch knows the rank better, but this module does without.
     if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
         logger.warning("%s is not there, taking the release checkpoint beside it: use %s", path, release)
 

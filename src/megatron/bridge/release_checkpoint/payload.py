@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.bridge.release_checkpoint import weights
-from megatron.bridge.release_checkpoint.layout import METADATA, METADATA_JSON, is_split
+from megatron.bridge.release_checkpoint.layout import METADATA, METADATA_JSON, RANKS
 from megatron.bridge.release_checkpoint.metadata import Metadata, read_metadata
 from megatron.bridge.release_checkpoint.other_formats import SAVED_WITH, read_entries, read_ranks
 from megatron.bridge.release_checkpoint.pickles import UnreadablePickle
@@ -171,7 +171,7 @@ def examine_payload(path: Path, index: Path | None = None) -> Payload:
     found = Payload(path)
     found.size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     config = _read_config(found)
-    if config is None and is_split(path):
+    if config is None and any(path.glob(RANKS)):
         return replace(found, **read_ranks(path, found.damage))
     if config is not None:
         found.format = str(config.get("sharded_backend", "torch_dist"))[:20]

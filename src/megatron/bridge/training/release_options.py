@@ -9,13 +9,19 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, TRIAL, as_path, is_link_to_release
+from megatron.bridge.release_checkpoint.layout import (
+    ITERATION_0,
+    LAYOUT_VARIABLE,
+    RELEASE,
+    TRIAL,
+    as_path,
+    is_link_to_release,
+)
 from megatron.bridge.utils.common_utils import get_rank_safe, print_rank_0
 
 
 logger = logging.getLogger(__name__)
 
-LAYOUT_VARIABLE = "MEGATRON_BRIDGE_CHECKPOINT_LAYOUT"
 _LAYOUTS = {RELEASE: True, "iter": False}
 _FORMAT = "torch_dist"
 
