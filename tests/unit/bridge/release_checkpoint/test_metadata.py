@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from megatron.bridge.release_checkpoint import metadata
 from megatron.bridge.release_checkpoint.metadata import StoredTensor, read_common_state, read_metadata
 from megatron.bridge.release_checkpoint.pickles import Inert, UnreadablePickle
 
@@ -89,8 +90,10 @@ def test_metadata_that_makes_no_sense_is_refused(checkpoint: Path, change):
 
 def test_needs_neither_torch_nor_bridge():
     code = (
-        "import sys, megatron.bridge.release_checkpoint.metadata;"
+        "import sys, types; sys.modules['megatron.bridge'] = bridge = types.ModuleType('megatron.bridge');"
+        "bridge.__path__ = sys.argv[1:]; import megatron.bridge.release_checkpoint.metadata;"
         "print([name for name in ('torch', 'numpy', 'megatron.core') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    bridge = str(Path(metadata.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code, bridge], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
