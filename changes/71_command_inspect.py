@@ -31,5 +31,5 @@ often by a `KeyError`. `megatron-bridge inspect OUT` shows it in a second, from 
     later=["The subcommands repair, import and export."],
     notes=[LOCK, "`rich` is imported by Bridge already; it is now named."],
     tests={"tests/unit/bridge/test_command_inspect.py": "cli/"},
-    stands_on=["command", "problems", "proof"],
+    stands_on=["command", "problems", "doubts"],
 )

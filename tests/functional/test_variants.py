@@ -35,7 +35,11 @@ def judge(reports: Path) -> Iterator[Judge]:
 
 
 def test_variant_is_the_same_or_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, judge: Judge, variant: Variant
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    judge: Judge,
+    variant: Variant,
 ) -> None:
     """Megatron-LM computes what transformers computes, or the import says that it doesn't."""
     source = models.make_model(tmp_path / "hf", variant.family, prepare=sharpen, **variant.changes)
@@ -48,7 +52,7 @@ def test_variant_is_the_same_or_is_told(
         return
     AutoBridge.import_ckpt(source, tmp_path / "megatron")
     if kind == "said":
-        assert words in caplog.text
+        assert words in caplog.text + capsys.readouterr().out
         return
     assert variant.expected == SAME
     assert judge.ask(source, tmp_path / "megatron", steps.model_flags(tmp_path / "megatron")) < NEAR

@@ -2,7 +2,7 @@
 """Variants of the families that convert: what config.json says otherwise, and what an import makes of it.
 
 Megatron-LM is the judge, started with the flags that the import prints (`judge.py`). *same*: its logits are
-transformers'. *refused* and *said*: the import ends with these words, or warns in them.
+transformers'. *refused* and *said*: the import ends with these words, or says them, where no flags give the model.
 """
 
 from dataclasses import dataclass, field
@@ -61,7 +61,8 @@ BY_LENGTH = "refused: which changes with the length of the text"
 BIAS = "refused: attention_bias is True, expected False"
 MLP_BIAS = "refused: mlp_bias is True, expected False"
 NORMALIZED = "refused: norm_topk_prob is False, expected True"
-LAYERS = "refused: layers with experts is"
+GATED_GELU = "said: No flags of pretrain_gpt.py give this model, Megatron Bridge trains it: the activation gated gelu"
+NO_MLP_BIAS = "refused: attention_bias is True, Bridge's model has False"
 UNTIED = "refused: tie_word_embeddings is True, Bridge's model has False"
 # Megatron Core's own error, before anything is written.
 TOP_1 = "refused: Please use --moe-router-pre-softmax when topk is 1"
@@ -93,10 +94,15 @@ VARIANTS = [
         ("llama3, low", llama3(low=2.0), OTHER_ROPE),
         ("llama3, high", llama3(high=8.0), OTHER_ROPE),
         ("llama3, factor 32", llama3(32.0), "said: builds RoPE scaling with factor 8.0", True),
-        ("attention_bias", {"attention_bias": True}, BIAS, True),
-        ("mlp_bias", {"mlp_bias": True}, MLP_BIAS),
-        ("both biases", {"attention_bias": True, "mlp_bias": True}, BIAS),
-        ("gelu", {"hidden_act": "gelu"}, "said: Megatron-LM has no flag for the activation gated gelu"),
+        (
+            "attention_bias",
+            {"attention_bias": True},
+            "refused: attention_bias is True, Bridge's model has False",
+            True,
+        ),
+        ("mlp_bias", {"mlp_bias": True}, "refused: attention_bias is False, Bridge's model has True"),
+        ("both biases", {"attention_bias": True, "mlp_bias": True}, SAME, True),
+        ("gelu", {"hidden_act": "gelu"}, GATED_GELU),
         ("swish", {"hidden_act": "swish"}, "refused: Unsupported activation function: swish"),
         ("tied", {"tie_word_embeddings": True}),
         ("head_dim", {"head_dim": 32}),
@@ -142,13 +148,14 @@ VARIANTS = [
         ("linear", rope("linear", factor=4.0)),
         ("yarn", yarn()),
         ("tied", {"tie_word_embeddings": True}),
-        ("gelu", {"hidden_act": "gelu"}, "said: Megatron-LM has no flag for the activation gated gelu"),
+        ("gelu", {"hidden_act": "gelu"}, GATED_GELU),
     ),
     *_rows(
         "qwen3-moe",
         ("as it is",),
-        ("decoder_sparse_step", {"decoder_sparse_step": 2}, LAYERS, True),
-        ("mlp_only_layers", {"mlp_only_layers": [1]}, LAYERS),
+        ("decoder_sparse_step", {"decoder_sparse_step": 2}, SAME, True),
+        ("mlp_only_layers", {"mlp_only_layers": [1]}),
+        ("no experts", {"mlp_only_layers": [0, 1, 2, 3]}),
         ("no norm_topk_prob", {"norm_topk_prob": False}),
         ("windows", WINDOWED),
         ("attention_bias", {"attention_bias": True}, BIAS),
@@ -219,8 +226,8 @@ VARIANTS = [
     ),
     *_rows(
         "gemma",
-        ("as it is", {}, "said: no flags for Gemma's scaled embeddings"),
-        ("gelu", {"hidden_act": "gelu"}, "said: no flags for Gemma's scaled embeddings"),
+        ("as it is", {}, "said: trains it: Gemma's scaled embeddings"),
+        ("gelu", {"hidden_act": "gelu"}, "said: Gemma was trained with gelu_pytorch_tanh"),
         ("silu", {"hidden_act": "silu"}, "refused: hidden_act is 'silu', Bridge's model has fast_gelu"),
         ("untied", {"tie_word_embeddings": False}, "refused: tie_word_embeddings is False, Bridge's model has True"),
         ("attention_bias", {"attention_bias": True}, BIAS),
@@ -229,7 +236,7 @@ VARIANTS = [
     *_rows("hy-v3", ("as it is",)),
     *_rows(
         "olmoe",
-        ("as it is", {}, "said: no flags for OLMoE's norms"),
+        ("as it is", {}, "said: trains it: OLMoE's norms"),
         ("clip_qkv", {"clip_qkv": 0.5}, "refused: clip_qkv is 0.5, expected None"),
         ("norm_topk_prob", {"norm_topk_prob": True}, "refused: norm_topk_prob is True, Bridge's model has False"),
         ("attention_bias", {"attention_bias": True}, BIAS),
@@ -261,6 +268,8 @@ def sharpen(model: torch.nn.Module) -> None:
                 parameter.mul_(2.5)
             if name.endswith(("q_norm.weight", "k_norm.weight")):
                 parameter.mul_(1.5)
+            if name.endswith(".bias"):
+                parameter.normal_(std=0.5)
             if name.endswith(("mlp.gate.weight", "router.weight")):
                 parameter.mul_(10)
             parameter.copy_(parameter.bfloat16())

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.config_check import check_config
+from megatron.bridge.models.conversion.config_check import check_config, problems
 from megatron.bridge.models.conversion.config_keys import COMPARED, FAMILIES, WITHOUT_MEANING
 
 
@@ -52,11 +52,10 @@ def test_plain_config_is_taken(tmp_path: Path, name: str) -> None:
     ("name", "changes", "words"),
     [
         ("Llama", {"attention_bias": True}, "attention_bias is True"),
-        ("Llama", {"mlp_bias": True}, "mlp_bias is True"),
+        ("Llama", {"mlp_bias": True}, "attention_bias is False, Bridge's model has True"),
         ("Llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic', which changes with"),
         ("Mistral", {"hidden_act": "gelu"}, "hidden_act is 'gelu', Bridge's model has silu"),
-        ("Qwen3Moe", {"decoder_sparse_step": 2}, "layers with experts"),
-        ("Qwen3Moe", {"mlp_only_layers": [3]}, "layers with experts"),
+        ("Qwen3Moe", {"attention_bias": True}, "attention_bias is True"),
         ("DeepseekV3", {"norm_topk_prob": False}, "norm_topk_prob is False, expected True"),
         ("DeepseekV3", {"scoring_func": "softmax"}, "scoring_func is 'softmax', expected 'sigmoid'"),
         ("Glm4Moe", {"tie_word_embeddings": True}, "tie_word_embeddings is True, Bridge's model has False"),
@@ -74,6 +73,16 @@ def test_another_model_is_refused(
     assert words in str(error.value) and "\n" not in str(error.value)
     check_config(refused, strict=False)
     assert words in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [3]}])
+def test_experts_in_other_layers_are_another_model(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """What the config says of its layers is compared with what the provider has."""
+    changed = bridge(tmp_path, "Qwen3Moe", **changes)
+    provider = changed.to_megatron_provider(load_weights=False)
+    provider.moe_layer_freq = 1
+    found = list(problems(changed.hf_pretrained, provider, FAMILIES["qwen3_moe"]))
+    assert len(found) == 1 and found[0].startswith("layers with experts is")
 
 
 def test_key_that_a_newer_transformers_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,16 +79,18 @@ def test_it_is_what_transformers_computes():
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_an_import_is_that_of_the_dequantized_checkpoint(tmp_path, streaming):
+def test_an_import_is_that_of_the_dequantized_checkpoint(tmp_path, caplog, streaming):
     hf, plain = save_hf_model(tmp_path / "hf", "qwen3"), save_hf_model(tmp_path / "plain", "qwen3")
     name = "model.layers.1.mlp.up_proj.weight"
     weight, scale = random((128, 64), (3, 2))
+    others = {name.replace("weight", other): torch.ones(1) for other in ("input_scale", "k_scale")}
     rewrite(
         hf,
-        lambda tensors: tensors.update({name: weight, f"{name}_scale_inv": scale}),
+        lambda tensors: tensors.update({name: weight, f"{name}_scale_inv": scale, **others}),
         **method("fp8", weight_block_size=[48, 48]),
     )
     rewrite(plain, lambda tensors: tensors.update({name: expected(weight, scale, (48, 48))}))
     for each in (hf, plain):
         AutoBridge.import_ckpt(each, tmp_path / "out" / each.name, streaming=streaming)
     assert_same_weights(*(weights(tmp_path / "out" / each.name / "release") for each in (hf, plain)))
+    assert caplog.text.count("scales of activations or KV caches are left out, 2 tensors") == 1

@@ -3,6 +3,7 @@
 
 import logging
 
+import torch
 from tiny_models import hf_config
 
 from megatron.bridge import AutoBridge
@@ -34,3 +35,14 @@ def test_both_command_lines_are_told():
     short, whole = launch_lines("OUT", args)
     assert short.endswith("--load OUT --use-checkpoint-args --norm-epsilon 1e-05")
     assert whole.endswith(" ".join(megatron_lm_flags(args)))
+
+
+def test_a_model_without_flags_gets_none():
+    provider = AutoBridge.from_hf_config(hf_config("llama-3.1")).to_megatron_provider(load_weights=False)
+    provider.rope_scaling_factor = 32.0
+    provider.activation_func = torch.nn.functional.gelu
+    (line,) = launch_lines("OUT", megatron_lm_args(provider))
+    assert line.startswith("No flags of pretrain_gpt.py give this model")
+    assert (
+        "the activation gated gelu; " in line and "drops --rope-scaling-factor 32.0" in line and "--load" not in line
+    )

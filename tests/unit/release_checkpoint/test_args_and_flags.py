@@ -138,9 +138,11 @@ def test_padded_vocabulary_is_the_one_that_the_model_has():
 
 
 def test_an_activation_without_a_flag_is_reported(caplog):
+    args = megatron_lm_args(make_provider(activation_func=F.gelu))
+    assert args.bridge_activation == "gated gelu"
     with caplog.at_level(logging.WARNING):
-        megatron_lm_args(make_provider(activation_func=F.gelu))
-    assert "no flag for the activation gated gelu" in caplog.text
+        megatron_lm_flags(args)
+    assert "No flags of pretrain_gpt.py give this model, Megatron Bridge trains it: the activation" in caplog.text
 
 
 def test_a_pair_of_rotary_bases_stays_a_pair():

@@ -3,13 +3,13 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
 from megatron.bridge.cli.text import human_bytes, notes_of, printable
+from megatron.bridge.release_checkpoint.doubts import doubts
 from megatron.bridge.release_checkpoint.examine import Checkpoint
 from megatron.bridge.release_checkpoint.layout import ITERATION_0, RELEASE, RUN_CONFIG
 from megatron.bridge.release_checkpoint.proof import Proof, recorded
@@ -21,7 +21,7 @@ from megatron.bridge.repair.problems import problems
 
 def describe(found: Checkpoint) -> dict[str, Any]:
     """Return the document that `inspect --json` prints."""
-    with _notes_of_flags() as notes:
+    with notes_of("megatron.bridge.release_checkpoint.flags") as notes:
         document = _document(found)
     return document | {"notes": notes}
 
@@ -62,10 +62,12 @@ def _document(found: Checkpoint) -> dict[str, Any]:
 
 
 def _proof(found: Checkpoint) -> Proof:
-    """Return what the import recorded, which holds for what Megatron-LM has trained from it, too."""
+    """Return what the import recorded, or what it should have, which holds for what was trained from it, too."""
     if found.payload is None:
         return Proof()
-    return recorded(found.payload.path if found.payload.has(RUN_CONFIG) else found.root / RELEASE)
+    folder = found.payload.path if found.payload.has(RUN_CONFIG) else found.root / RELEASE
+    proof = recorded(folder)
+    return replace(proof, unproved=[*proof.unproved, *(doubts(folder) if folder.name == RELEASE else ())])
 
 
 def _repair_command(found: Checkpoint) -> list[str] | None:
@@ -73,11 +75,6 @@ def _repair_command(found: Checkpoint) -> list[str] | None:
     if plan is None:
         return None
     return ["megatron-bridge", "repair", str(plan.root), *(["--hf-model", plan.hf_model] if plan.hf_model else [])]
-
-
-def _notes_of_flags() -> AbstractContextManager[list[str]]:
-    """Collect the notes of the table of flags."""
-    return notes_of("megatron.bridge.release_checkpoint.flags")
 
 
 def show(document: dict[str, Any]) -> None:
@@ -107,7 +104,7 @@ def show(document: dict[str, Any]) -> None:
         console.print(f"\nRepair it with: {_escaped(shlex.join(document['repair']))}", soft_wrap=True)
     if not document["problems"]:
         console.print("[green]✓[/] No problems found.\n")
-    if document["flags"] is not None and not document["problems"]:
+    if not document["problems"]:
         _print_flags(document["flags"], document["notes"])
 
 
@@ -152,20 +149,19 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def show_flags(found: Checkpoint) -> None:
-    """Print the flags with which Megatron-LM starts from a checkpoint, if it has args."""
-    with _notes_of_flags() as notes:
-        flags = launch_flags(found)
+    """Print the flags with which Megatron-LM starts from a checkpoint, or why there are none."""
+    document = describe(found)
+    _print_flags(document["flags"], document["notes"])
+
+
+def _print_flags(flags: Mapping[str, Sequence[str]] | None, notes: list[str]) -> None:
     if flags is not None:
-        _print_flags(flags, notes)
-
-
-def _print_flags(flags: Mapping[str, Sequence[str]], notes: list[str]) -> None:
-    click.echo("Megatron-LM starts from it with:")
-    click.echo(f"  {shlex.join(flags['use_checkpoint_args'])}")
-    click.echo("or, without --use-checkpoint-args, with:")
-    click.echo(f"  {shlex.join(flags['without'])}")
-    for note in dict.fromkeys(notes):
-        click.echo(f"Note: {note}")
+        click.echo("Megatron-LM starts from it with:")
+        click.echo(f"  {shlex.join(flags['use_checkpoint_args'])}")
+        click.echo("or, without --use-checkpoint-args, with:")
+        click.echo(f"  {shlex.join(flags['without'])}")
+    for note in notes:
+        click.echo(f"Note: {printable(note)}")
 
 
 def _escaped(text: str) -> str:

@@ -6,16 +6,12 @@ megatron/training/checkpointing.py, core 0.15 to 0.19). It does not read every a
 that it leaves out must stand on its command line.
 """
 
-import logging
 import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -164,6 +160,8 @@ _WITHOUT_FLAG = (
     *_all("mamba_state_dim", "mamba_head_dim", "mamba_num_groups", "mamba_num_heads", "make_vocab_size_divisible_by"),
     *_all("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
     Arg("expert_model_parallel_size"),
+    Arg("bridge_provider", lambda config: type(config).__name__),
+    Arg("bridge_activation", lambda config: "gated " * bool(config.gated_linear_unit) + _activation(config)),
     Arg("world_size", lambda config: config.tensor_model_parallel_size * config.pipeline_model_parallel_size),
 )
 
@@ -188,11 +186,6 @@ def megatron_lm_args(config: Any) -> Namespace:
         config: A finalized model provider of Bridge.
     """
     values = {arg.name: arg.of(config) for arg in (*READ, *NEVER_READ, *_WITHOUT_FLAG)} | _UNTRAINED
-    activation, gated = _activation(config), config.gated_linear_unit
-    known = ("silu", "quick_gelu") if gated else ("gelu", "silu", "squared_relu", "quick_gelu")
-    if activation not in known:
-        shown = f"gated {activation}" if gated else activation
-        logger.warning("Megatron-LM has no flag for the activation %s: its model will differ", shown)
     return Namespace(**{name: _plain(value) for name, value in values.items()})
 
 

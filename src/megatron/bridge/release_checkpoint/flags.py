@@ -4,13 +4,21 @@
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Iterator
 from typing import Any
 
 from megatron.bridge.release_checkpoint.args import NEVER_READ, READ
 
 
 logger = logging.getLogger(__name__)
+
+_NO_FLAGS = "No flags of pretrain_gpt.py give this model, Megatron Bridge trains it: %s"
+
+# What providers build with code of their own, by the beginning of their names.
+_OWN_CODE = {
+    "Gemma": "Gemma's scaled embeddings and its gated GELU",
+    "OlMoE": "OLMoE's norms over the queries and keys of all heads",
+}
+_ACTIVATIONS = ("gated silu", "gated quick_gelu", "gelu", "silu", "squared_relu", "quick_gelu")
 
 # Fields whose flags take several values as separate words. Other lists are one word.
 _SPREAD = {"moe_router_load_balancing_type", "moe_aux_loss_coeff"}
@@ -24,6 +32,8 @@ _BUILT_ROPE_SCALING_FACTOR = 8.0
 
 def megatron_lm_flags(args: Namespace, *, use_checkpoint_args: bool = False) -> list[str]:
     """Return the Megatron-LM command line that builds the model of a checkpoint.
+
+    If no command line does (`unsaid`), a warning says so, and the words are those of the nearest model.
 
     Args:
         args: Args of a checkpoint.
@@ -45,18 +55,20 @@ def megatron_lm_flags(args: Namespace, *, use_checkpoint_args: bool = False) -> 
             words.append(flag)
         elif arg.when == "switch" and value is False:
             words.append(flag.replace("--", "--no-", 1))
-    for line in unsaid(args):
-        logger.warning(line)
+    for what in unsaid(args):
+        logger.warning(_NO_FLAGS, what)
     return words
 
 
 def launch_lines(root: str | os.PathLike, args: Namespace) -> list[str]:
-    """Return the lines that tell how Megatron-LM starts from a checkpoint.
+    """Return the lines that tell how Megatron-LM starts from a checkpoint, or what of the model it has no flags for.
 
     Args:
         root: Checkpoint root.
         args: Its args.
     """
+    if found := unsaid(args):
+        return [_NO_FLAGS % "; ".join(found)]
     short = " ".join(["--load", str(root), *megatron_lm_flags(args, use_checkpoint_args=True)])
     return [
         f"Megatron-LM starts from this checkpoint with: {short}",
@@ -64,24 +76,32 @@ def launch_lines(root: str | os.PathLike, args: Namespace) -> list[str]:
     ]
 
 
-def unsaid(args: Namespace) -> Iterator[str]:
-    """Give the values of a model that no command line gives to Megatron-LM, a line each."""
+def unsaid(args: Namespace) -> list[str]:
+    """Return what of a model no command line gives to Megatron-LM, nothing for most models.
+
+    Args:
+        args: Args of a checkpoint.
+    """
+    provider, activation = (str(getattr(args, f"bridge_{what}", "")) for what in ("provider", "activation"))
+    found = [what for family, what in _OWN_CODE.items() if provider.startswith(family)]
+    if activation and activation not in _ACTIVATIONS and not found:
+        found.append(f"the activation {activation}")
     if getattr(args, "multi_latent_attention", False):
         for name, fixed in _FIXED.items():
             if getattr(args, name, fixed) != fixed:
-                yield f"Megatron-LM has no flag for {name}={getattr(args, name)} and uses {fixed}"
+                found.append(f"there is no flag for {name}={getattr(args, name)}, Megatron-LM uses {fixed}")
     if isinstance(factor := getattr(args, "rotary_seq_len_interpolation_factor", None), float):
-        yield (
-            f"Megatron-LM's --rotary-seq-len-interpolation-factor takes whole numbers, the model has {factor}: pass "
-            "seq_len_interpolation_factor to GPTModel in its gpt_builders.py"
+        found.append(
+            f"--rotary-seq-len-interpolation-factor takes whole numbers, the model has {factor}: pass "
+            "seq_len_interpolation_factor to GPTModel in gpt_builders.py"
         )
     factor = getattr(args, "rope_scaling_factor", None)
     if getattr(args, "use_rope_scaling", False) and factor not in (None, _BUILT_ROPE_SCALING_FACTOR):
-        yield (
-            f"pretrain_gpt.py of Megatron-LM up to core 0.19 builds RoPE scaling with factor "
-            f"{_BUILT_ROPE_SCALING_FACTOR} and drops --rope-scaling-factor {factor}: pass rope_scaling_factor to "
-            "GPTModel in its gpt_builders.py"
+        found.append(
+            f"Megatron-LM up to core 0.19 builds RoPE scaling with factor {_BUILT_ROPE_SCALING_FACTOR} and drops "
+            f"--rope-scaling-factor {factor}: pass rope_scaling_factor to GPTModel in gpt_builders.py"
         )
+    return found
 
 
 def _words(name: str, value: Any) -> list[str]:

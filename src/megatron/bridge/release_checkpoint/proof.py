@@ -93,8 +93,11 @@ def warn(logger: logging.Logger, warning: str, *, left_out: str | None = None, u
 
 
 def record_import(payload: str | os.PathLike) -> None:
-    """Write the proof of the import that runs into a payload's `run_config.yaml`. Does nothing if there is none."""
-    if (proof := noted()) is not None and proof != Proof():
+    """Write the proof of the import that runs into a payload's `run_config.yaml`. Does nothing if none runs.
+
+    An empty one is written, too: it shows that the import accounted for what it read.
+    """
+    if (proof := noted()) is not None:
         record(payload, **asdict(proof))
 
 
@@ -120,6 +123,15 @@ def record(payload: str | os.PathLike, **changes: Any) -> None:
     new = path.with_name(RUN_CONFIG + INCOMPLETE)
     new.write_text(text, encoding="utf-8")
     new.replace(path)
+
+
+def is_recorded(payload: str | os.PathLike) -> bool:
+    """Return whether a payload's `run_config.yaml` has a proof."""
+    try:
+        text = (as_path(payload) / RUN_CONFIG).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return _SECTION.search(text) is not None
 
 
 def recorded(payload: str | os.PathLike) -> Proof:

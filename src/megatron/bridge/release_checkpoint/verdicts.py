@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 from megatron.bridge.release_checkpoint.examine import Checkpoint
-from megatron.bridge.release_checkpoint.flags import megatron_lm_flags
+from megatron.bridge.release_checkpoint.flags import megatron_lm_flags, unsaid
 from megatron.bridge.release_checkpoint.layout import COMMON_PT, ITERATION_0, RELEASE, RUN_CONFIG
 from megatron.bridge.release_checkpoint.payload import Payload
 
@@ -284,12 +284,17 @@ def _unread(payload: Payload) -> _Found:
 
 
 def launch_flags(checkpoint: Checkpoint) -> dict[str, Sequence[str]] | None:
-    """Return Megatron-LM's command line, with and without `--use-checkpoint-args`, or None without args."""
+    """Return Megatron-LM's command line, with and without `--use-checkpoint-args`.
+
+    Returns:
+        None without args, and for a model that no command line gives.
+    """
     payload = checkpoint.payload
     if payload is None or payload.args is None or payload.missing_args:
         return None
     load = ["--load", str(checkpoint.root), *payload.as_saved]
-    return {
+    flags = {
         "use_checkpoint_args": [*load, *megatron_lm_flags(payload.args, use_checkpoint_args=True)],
         "without": [*load, *megatron_lm_flags(payload.args)],
     }
+    return None if unsaid(payload.args) else flags

@@ -63,7 +63,8 @@ def test_an_import_records_each_line_once(payload: Path, caplog: pytest.LogCaptu
     assert proof.noted() is None
 
 
-def test_an_import_with_nothing_to_say_changes_nothing(payload: Path) -> None:
-    proof.of_import(lambda: proof.record_import(payload))()
+def test_an_import_with_nothing_to_say_says_so(payload: Path) -> None:
     proof.record_import(payload)
-    assert (payload / "run_config.yaml").read_text() == CONFIG
+    assert not proof.is_recorded(payload)
+    proof.of_import(lambda: proof.record_import(payload))()
+    assert proof.is_recorded(payload) and proof.recorded(payload) == Proof()

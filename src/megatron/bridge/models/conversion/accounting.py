@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tensors that no model needs: rotary frequencies and positions, which are computed; the copies of embedding and head
-# in a prediction layer.
+# Tensors that no model needs: rotary frequencies and positions; copies of embedding and head in a prediction layer.
 _NOT_NEEDED = re.compile(r"(^|\.)(inv_freq|position_ids)$|\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight$")
 # What no model needs that computes without quantization: the scales of activations and KV caches.
 _SCALES = re.compile(
@@ -173,8 +172,7 @@ class Account:
             what = f"prediction layers are left out, {len(predicting)} tensors"
             proof.warn(logger, f"{self._said}: {what}", left_out=what)
         if scales := [name for name in left if _SCALES.search(name)]:
-            what = f"scales of quantized activations or KV caches are left out, {len(scales)} tensors"
-            proof.warn(logger, f"{self._said}: {what}")
+            proof.warn(logger, f"{self._said}: scales of activations or KV caches are left out, {len(scales)} tensors")
         tied = getattr(config, "share_embeddings_and_output_weights", False)
         heads = [name for name in left if tied and name.endswith("lm_head.weight")]
         if left := [name for name in left if name not in {*predicting, *scales, *heads}]:

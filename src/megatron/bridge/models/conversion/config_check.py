@@ -54,7 +54,7 @@ def check_config(bridge: Any, strict: bool = True) -> None:
             )
         what = f"{line}: Megatron Core computes another model than transformers"
         proof.warn(logger, what, left_out=what)
-    for line in remarks(config, keys):
+    for line in remarks(config):
         logger.warning(line)
 
 
@@ -85,10 +85,10 @@ def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
     yield from _rope(config, provider)
 
 
-def remarks(config: Any, keys: Keys) -> Iterator[str]:
+def remarks(config: Any) -> Iterator[str]:
     """Give what a person should know of a config that is published and imported."""
-    if keys.unsaid:
-        yield f"Megatron-LM has no flags for {keys.unsaid}: pretrain_gpt.py can't train from this release, Bridge can"
+    if config.model_type == "gemma" and config.hidden_act == "gelu":
+        yield "hidden_act is 'gelu', and Gemma was trained with gelu_pytorch_tanh, which Bridge's model computes"
     if config.model_type != "deepseek_v2":
         return
     if config.topk_method == "group_limited_greedy":

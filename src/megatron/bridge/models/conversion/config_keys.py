@@ -19,7 +19,6 @@ class Keys:
         products: The field that is the product of this key and the one in the second place.
         only: The values with which the family's model is Megatron Core's; any other changes the function.
         never: The values with which it is not.
-        unsaid: What Megatron-LM has no flags for, in every model of the family.
     """
 
     same: Mapping[str, str]
@@ -27,7 +26,6 @@ class Keys:
     products: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     never: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    unsaid: str | None = None
 
 
 # Keys that no family's function depends on: what identifies a model, what generation and training use, and other
@@ -127,7 +125,8 @@ _SIGMOID = {"num_experts_per_tok": (1,)}
 _NORMALIZED = {"norm_topk_prob": (True,), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)}
 
 FAMILIES = {
-    "llama": Keys(_DENSE, only=_NO_BIAS),
+    # Megatron Core has one switch for the biases of all linear layers.
+    "llama": Keys(_DENSE | {"attention_bias": "add_bias_linear", "mlp_bias": "add_bias_linear"}),
     "mistral": Keys(_DENSE),
     "qwen2": Keys(_DENSE),
     "qwen3": Keys(_DENSE, only=_NO_BIAS),
@@ -183,7 +182,6 @@ FAMILIES = {
     "gemma": Keys(
         _DENSE,
         only=_NO_BIAS | {"use_bidirectional_attention": (None, False)},
-        unsaid="Gemma's scaled embeddings and its gated GELU",
     ),
     "nemotron": Keys(
         _SIZES | {"intermediate_size": "ffn_hidden_size", "norm_eps": "layernorm_epsilon"},
@@ -199,7 +197,6 @@ FAMILIES = {
         },
         opposite={"norm_topk_prob": "moe_router_pre_softmax"},
         only=_NO_BIAS | {"clip_qkv": (None,)},
-        unsaid="OLMoE's norms over the queries and keys of all heads",
     ),
 }
 

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes a release doubtful that was imported before imports accounted for what they read.
+
+Such a release has no proof in its `run_config.yaml` (proof.py). Only small files are read, and no weights.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron.bridge.release_checkpoint import proof
+from megatron.bridge.release_checkpoint.layout import HF_FILES, RUN_CONFIG
+
+
+_SMALL = 64 << 20
+_HEAD = "lm_head.weight"
+# Quantizations that their bridges have always undone: architecture and method.
+_RIGHT = {("DeepseekV3ForCausalLM", "fp8"), ("GptOssForCausalLM", "mxfp4")}
+_SOURCE = re.compile(r"^\s+hf_model_id: ['\"]?([^'\"\n]+)['\"]?$", re.MULTILINE)
+
+
+def doubts(payload: Path) -> list[str]:
+    """Return why a release may hold another model than its source, a line each; nothing if it was accounted for.
+
+    Args:
+        payload: The folder of a release.
+    """
+    if not (payload / RUN_CONFIG).is_file() or proof.is_recorded(payload):
+        return []
+    return [f"{what}, and this import did not account for it: import the model again" for what in _doubts(payload)]
+
+
+def _doubts(payload: Path) -> Iterator[str]:
+    source = _source(payload)
+    config = _json(payload / HF_FILES / "config.json") or (_json(source / "config.json") if source else {})
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict):
+        method = str(quantization.get("quant_method"))
+        architectures = config.get("architectures")
+        if not isinstance(architectures, list) or not any((str(each), method) in _RIGHT for each in architectures):
+            yield f"the source is quantized ({method})"
+    if config.get("tie_word_embeddings") is True and source and _has_head(source):
+        yield f"the source has tied embeddings and a {_HEAD!r} of its own"
+
+
+def _source(payload: Path) -> Path | None:
+    """Return the folder that a release was imported from, if it is still there."""
+    try:
+        found = _SOURCE.search((payload / RUN_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Path(found[1]) if found and Path(found[1]).is_dir() else None
+
+
+def _has_head(source: Path) -> bool:
+    index = _json(source / "model.safetensors.index.json").get("weight_map")
+    return _HEAD in index if isinstance(index, dict) else _HEAD in _header(source / "model.safetensors")
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return json.loads(file.read(size)) if size < _SMALL else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < _SMALL else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
