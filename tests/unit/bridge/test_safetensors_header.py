@@ -62,3 +62,12 @@ def test_what_is_no_file_is_refused(tmp_path, path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="is not a file, expected weights"):
         read_header(tmp_path / path)
+
+
+def test_a_header_is_read_again_only_when_the_file_has_changed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    first = read_header(path)
+    assert read_header(str(path)) is first
+    save_file({"b": torch.zeros(3)}, path)
+    assert list(read_header(path)) == ["b"]

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the header of a safetensors file: which tensors the file holds, and where."""
 
+import functools
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,8 +55,8 @@ class StoredTensor:
         return prod(self.shape)
 
 
-def read_header(path: str | os.PathLike) -> dict[str, StoredTensor]:
-    """Return the tensors of a safetensors file by name, in the order of the header.
+def read_header(path: str | os.PathLike) -> Mapping[str, StoredTensor]:
+    """Return the tensors of a safetensors file by name, in the order of the header, which is read once.
 
     The safetensors library checks the header: the file has the size that the header says, tensors neither overlap nor
     leave gaps, and each has the size of its shape and dtype. It does not say where a tensor is, hence the second look.
@@ -67,6 +70,13 @@ def read_header(path: str | os.PathLike) -> dict[str, StoredTensor]:
     path = Path(path)
     if not is_file(path):
         raise ValueError(f"{path} is not a file, expected weights: download the checkpoint again")
+    found = path.stat()
+    return _read(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+# An import reads every header for its files, its tensors, their dtypes and their places.
+@functools.lru_cache(maxsize=2048)
+def _read(path: Path, content: tuple[int, ...]) -> Mapping[str, StoredTensor]:
     try:
         # NumPy's view maps the file read-only. PyTorch's would be copied on write, so the kernel refuses to map a file
         # that is larger than the memory.
@@ -78,7 +88,7 @@ def read_header(path: str | os.PathLike) -> dict[str, StoredTensor]:
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is truncated or damaged ({in_one_line(error)}): download it again") from None
     header.pop("__metadata__", None)
-    return {name: _stored(entry, 8 + length) for name, entry in header.items()}
+    return MappingProxyType({name: _stored(entry, 8 + length) for name, entry in header.items()})
 
 
 def _stored(entry: dict, data: int) -> StoredTensor:

@@ -2,7 +2,7 @@
 """Makes a model's parameters of Hugging Face's tensors, by the bridge's own mappings."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,7 @@ class StoredState(StateDict):
 
     def __init__(self, source: SafeTensorsStateSource) -> None:
         super().__init__(source)
-        self._headers: dict[Path, dict[str, StoredTensor]] = {}
+        self._headers: dict[Path, Mapping[str, StoredTensor]] = {}
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str) or (name := self.source.key_to_filename_map.get(key)) is None:
