@@ -13,7 +13,14 @@ import click
 
 __all__ = ["main"]
 
-SUBCOMMANDS = {"export": "export", "import": "import_", "inspect": "inspect", "repair": "repair", "verify": "verify"}
+SUBCOMMANDS = {
+    "export": "export",
+    "families": "families",
+    "import": "import_",
+    "inspect": "inspect",
+    "repair": "repair",
+    "verify": "verify",
+}
 """The module of each subcommand, which has it as `command`. A subcommand is there when its module is."""
 
 

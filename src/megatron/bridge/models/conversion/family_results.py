@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of each architecture that Bridge registers, on a host without Transformer Engine and accelerator.
+
+It imports nothing of the library, so that `megatron-bridge families` answers at once.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+__all__ = ["RESULTS", "counted"]
+
+EXACT = "bit for bit"
+IN_A_PROCESS = "bit for bit, in a process of its own"
+UNTRIED = "not tried"
+HUB = "not tried: its code is on the hub, pass --trust-remote-code"
+
+
+def _causal(*names: str) -> list[str]:
+    return [f"{name}ForCausalLM" for name in names]
+
+
+def _conditional(*names: str) -> list[str]:
+    return [f"{name}ForConditionalGeneration" for name in names]
+
+
+RESULTS: dict[str, str] = {
+    **dict.fromkeys(
+        _causal(
+            *("DeepseekV2", "DeepseekV3", "Gemma", "Glm4Moe", "Glm4MoeLite", "GptOss", "HYV3", "Llama", "Mistral"),
+            *("Nemotron", "Olmoe", "Qwen2", "Qwen3", "Qwen3Moe"),
+        ),
+        EXACT,
+    ),
+    **dict.fromkeys(
+        [
+            *_causal("Exaone4", "ExaoneMoe", "FalconH1", "Gemma2", "Gemma3", "Gemma4", "GlmMoeDsa", "MiniMaxM2"),
+            *_causal("NemotronH", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe"),
+            *_conditional("Exaone4_5_", "Gemma3", "Glm4vMoe", "Mistral3", "Qwen2Audio", "Qwen2_5_VL", "Qwen3VL"),
+            *_conditional("Qwen3VLMoe", "Qwen3_5", "Qwen3_5Moe"),
+        ],
+        IN_A_PROCESS,
+    ),
+    "Ernie4_5_MoeForCausalLM": "router gates in float32 come back in bfloat16, rounded",
+    "MiniMaxM3SparseForConditionalGeneration": "router gates in bfloat16 come back in float32, with the same values",
+    "DeepseekV4ForCausalLM": "refused: Megatron Core 0.19 has no attention variant dsv4_hybrid",
+    **dict.fromkeys(
+        [
+            *_causal("BailingMoeV2", "ExaoneMoE", "Step3p5"),
+            *_conditional("Ernie4_5_VLMoe", "Gemma4", "Qwen2_5Omni", "Qwen3ASR", "Qwen3OmniMoe", "Step3p7"),
+        ],
+        UNTRIED,
+    ),
+    **dict.fromkeys(
+        [
+            *_causal("DeciLM", "KimiK2", "MiMo", "MiMoV2Flash", "SarvamMLA", "SarvamMoE"),
+            *_conditional("KimiK25"),
+            *("NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Nano_VL_V2", "NemotronLabsDiffusionModel"),
+        ],
+        HUB,
+    ),
+}
+"""The result of an import and an export of a tiny model, by architecture."""
+
+
+def counted(supported: Iterable[str], architecture: str) -> str:
+    """Return how many architectures there are, and those whose names are nearest to one that isn't among them."""
+    names = list(supported)
+    nearest = difflib.get_close_matches(architecture, names, n=3)
+    return f"{len(names)}, nearest {', '.join(nearest)}," if nearest else str(len(names))
