@@ -26,7 +26,7 @@ from megatron.bridge.models.conversion.streaming.model import CannotStream, cann
 from megatron.bridge.models.conversion.streaming.tensor import Computing, NeedsValues, PiecewiseTensor
 from megatron.bridge.models.conversion.utils import unwrap_model
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource
-from megatron.bridge.release_checkpoint.layout import METADATA, is_split, resolve_checkpoint
+from megatron.bridge.release_checkpoint.layout import METADATA, RANKS, resolve_checkpoint
 
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _check(bridge: "AutoBridge", checkpoint: str | os.PathLike) -> None:
     if own is not MegatronModelBridge.stream_weights_megatron_to_hf:
         raise CannotStream("its bridge has an export of its own")
     payload = Path(resolve_checkpoint(checkpoint))
-    if not (payload / METADATA).is_file() and not is_split(payload):
+    if not (payload / METADATA).is_file() and not any(payload.glob(RANKS)):
         raise CannotStream("it is not a distributed checkpoint")
 
 
