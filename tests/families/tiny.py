@@ -98,6 +98,16 @@ _TIED = {"tie_word_embeddings": True}
 _LATENT = {"head_dim": 16, "qk_head_dim": 32, "num_key_value_heads": 4}
 
 _GEMMA_4 = {"vocab_size_per_layer_input": 384, "hidden_size_per_layer_input": 16, "global_head_dim": 32}
+_GEMMA_4_VISION = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "position_embedding_size": 64,
+}
 _YARN = {
     "rope_type": "yarn",
     "rope_theta": 1e6,
@@ -120,7 +130,14 @@ ROWS: dict[str, Row] = {
         reason="Invalid experimental attention variant: dsv4_hybrid",  # of Megatron Core 0.19
     ),
     "Ernie4_5_MoeForCausalLM": Row(reason="mlp.gate.weight is torch.bfloat16, was torch.float32"),
-    "Ernie4_5_VLMoeForConditionalGeneration": Row(values={"text_config": {"moe_intermediate_size": [32, 32]}}),
+    "Ernie4_5_VLMoeForConditionalGeneration": Row(
+        values={
+            "text_config": {
+                "moe_intermediate_size": [32, 32],
+                "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [3, 3, 2]},
+            }
+        }
+    ),
     "Exaone4ForCausalLM": Row(values=_TIED),
     "Exaone4_5_ForConditionalGeneration": Row(),
     "ExaoneMoeForCausalLM": Row(),
@@ -140,7 +157,9 @@ ROWS: dict[str, Row] = {
         values=_TIED | {"text_config": _TIED, "vision_config": {"vision_use_head": False}}
     ),
     "Gemma4ForCausalLM": Row(values=_TIED | _GEMMA_4),
-    "Gemma4ForConditionalGeneration": Row(values=_TIED | {"text_config": _TIED | _GEMMA_4}),
+    "Gemma4ForConditionalGeneration": Row(
+        values=_TIED | {"text_config": _TIED | _GEMMA_4, "vision_config": _GEMMA_4_VISION}
+    ),
     "GemmaForCausalLM": Row(values=_TIED),
     "Glm4MoeForCausalLM": Row(),
     "Glm4MoeLiteForCausalLM": Row(values=_LATENT),
@@ -179,12 +198,12 @@ ROWS: dict[str, Row] = {
     "OlmoeForCausalLM": Row(values={"num_key_value_heads": 4}),
     "Qwen2AudioForConditionalGeneration": Row(names={"language_model.model.model.": "language_model.model."}),
     "Qwen2ForCausalLM": Row(),
-    "Qwen2_5OmniForConditionalGeneration": Row(),
+    "Qwen2_5OmniForConditionalGeneration": Row(values={"enable_audio_output": False}),
     "Qwen2_5_VLForConditionalGeneration": Row(),
     "Qwen3ForCausalLM": Row(),
     "Qwen3MoeForCausalLM": Row(),
     "Qwen3NextForCausalLM": Row(),
-    "Qwen3OmniMoeForConditionalGeneration": Row(),
+    "Qwen3OmniMoeForConditionalGeneration": Row(values={"enable_audio_output": False}),
     "Qwen3VLForConditionalGeneration": Row(),
     "Qwen3VLMoeForConditionalGeneration": Row(),
     "Qwen3_5ForCausalLM": Row(),
@@ -206,7 +225,11 @@ def _small(config: dict[str, Any], values: dict[str, Any], sizes: dict[str, Any]
         elif name not in _DERIVED:
             made[name] = value
     kept = {"model_type": config["model_type"]} if "model_type" in config else {}
-    given = {name: value for name, value in values.items() if not (name.endswith("_config") and name in made)}
+    given = {
+        name: value
+        for name, value in values.items()
+        if not isinstance(made.get(name), dict) or not name.endswith("_config")
+    }
     return made | kept | given
 
 
