@@ -189,6 +189,13 @@ def variants(session: nox.Session) -> None:
     _pytest(session, ["tests/functional/test_variants.py"], "--platform=cpu", "--variants")
 
 
+@nox.session(python=PYTHON, requires=["build"])
+def exports(session: nox.Session) -> None:
+    """Let Megatron-LM save models in each format and layout, and export them: `-- -k torch_dist`."""
+    _install_patched(session)
+    _pytest(session, ["tests/exports"])
+
+
 def _functional_on(platform: str) -> None:
     @nox.session(
         python=PYTHON, requires=functional.requires, name=f"functional({platform})", venv_params=functional.venv_params
