@@ -132,11 +132,14 @@ ROWS: dict[str, Row] = {
     "Ernie4_5_MoeForCausalLM": Row(reason="mlp.gate.weight is torch.bfloat16, was torch.float32"),
     "Ernie4_5_VLMoeForConditionalGeneration": Row(
         values={
+            "tie_word_embeddings": True,
             "text_config": {
+                "tie_word_embeddings": True,
                 "moe_intermediate_size": [32, 32],
                 "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [3, 3, 2]},
-            }
-        }
+            },
+        },
+        reason="mlp.gate.weight is torch.bfloat16, was torch.float32",
     ),
     "Exaone4ForCausalLM": Row(values=_TIED),
     "Exaone4_5_ForConditionalGeneration": Row(),
