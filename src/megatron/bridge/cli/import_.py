@@ -45,6 +45,13 @@ from megatron.bridge.release_checkpoint.target import check_space
     help="Leave out tensors, and keys of config.json, that the Megatron model has no place for, with a warning. "
     "Default: stop at them.",
 )
+@click.option(
+    "--verify/--no-verify",
+    default=None,
+    help="Compare what Megatron-LM computes with what transformers computes before the checkpoint is published: the "
+    "whole model if it fits in memory. Default: compare a small twin if the config is of a kind that nobody has "
+    "compared, beside the conversion.",
+)
 @TRUST
 @JSON
 @click.pass_context
@@ -57,6 +64,7 @@ def command(
     link_iter_0: bool,
     layout: str,
     no_strict: bool,
+    verify: bool | None,
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
@@ -90,6 +98,8 @@ def command(
             options["torch_dtype"] = getattr(torch, dtype)
         if no_strict:
             options["strict"] = False
+        if verify is not None:
+            options["verify"] = verify
         if trust_remote_code:
             options["trust_remote_code"] = True
         AutoBridge.import_ckpt(hf_model, out, **options)

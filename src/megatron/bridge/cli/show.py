@@ -145,7 +145,21 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for line in lines:
             yield name, f"[yellow]{_escaped(line)}[/]"
     if proof["verdict"]:
-        yield "verified", _escaped(", ".join(f"{key} {value}" for key, value in proof["verdict"].items()))
+        yield "verified", _escaped(_verdict(proof["verdict"]))
+
+
+def _verdict(verdict: Mapping[str, Any]) -> str:
+    """Return a recorded verdict in a line. The file may hold anything."""
+    line, notes, figures = (
+        f"{verdict.get('verdict')} ({verdict.get('of')})",
+        verdict.get("notes"),
+        verdict.get("figures"),
+    )
+    if isinstance(figures, dict):
+        found, largest = figures.get("largest_difference"), figures.get("largest_logit")
+        if isinstance(found, float) and isinstance(largest, float) and largest:
+            line += f", largest difference {found / largest:.1e} of the largest logit"
+    return f"{line}: {'; '.join(map(str, notes))}" if isinstance(notes, list) and notes else line
 
 
 def show_flags(found: Checkpoint) -> None:

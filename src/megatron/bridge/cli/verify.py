@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The subcommand `verify`. It imports no torch itself: the models are computed in processes of their own."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ import click
 
 from megatron.bridge.cli.command import CHECKPOINT, JSON, TRUST, Command
 from megatron.bridge.cli.text import printable
+from megatron.bridge.release_checkpoint.examine import examine
+from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
+from megatron.bridge.release_checkpoint.proof import record
 from megatron.bridge.verify.proof import verify
 from megatron.bridge.verify.verdict import DIFFERS, FLAGS, NEAR, NOT_PROVED, SAME, Verdict
 
@@ -42,15 +46,24 @@ def command(out: Path, hf_model: str | None, twin: bool | None, trust_remote_cod
     """Prove that Megatron-LM computes with the checkpoint at OUT what transformers computes with the model.
 
     Both read the same 512 tokens, in float32 on the CPU. The exit code is 1 if the logits differ, and 3 if they can't
-    be compared here.
+    be compared here. A release records the result in its run_config.yaml, and `inspect` repeats it.
     """
     verdict = verify(out, hf_model, twin=twin, trust_remote_code=trust_remote_code)
+    _record(out, verdict)
     if as_json:
         click.echo(json.dumps(verdict.plain(), indent=2))
     else:
         for line in lines(verdict):
             click.echo(printable(line))
     sys.exit(EXIT_CODES[verdict.verdict])
+
+
+def _record(out: Path, verdict: Verdict) -> None:
+    """Let `inspect` repeat what was found out about a release. A checkpoint that can't be written stays as it is."""
+    found = examine(out)
+    if found.layout == "release" and found.payload is not None and found.payload.has(RUN_CONFIG) and verdict.figures:
+        with contextlib.suppress(OSError):
+            record(found.payload.path, verdict=verdict.plain())
 
 
 def lines(verdict: Verdict) -> Iterator[str]:

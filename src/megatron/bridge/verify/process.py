@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any, Self
 
 
+IN_PROOF = "MEGATRON_BRIDGE_IN_PROOF"
 _VARIABLES = {
     # A proof is computed on the CPU, wherever it runs.
     **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"), ""),
     # Megatron-LM asserts it (validate_args in megatron/training/arguments.py, core 0.19).
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # An import in such a process is part of a proof, and needs none.
+    IN_PROOF: "1",
 }
 # What torchrun and an import without CUDA leave in the environment. The process is a rank of nothing.
 _NOT_PASSED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
@@ -27,24 +31,27 @@ class Process:
     """A process that answers one question. It imports what it needs as soon as it is made.
 
     Args:
-        task: What it does: "megatron-lm" or "bridge" compare logits, "twin" makes and imports a twin.
+        task: What it does: "megatron-lm" and "bridge" compare logits, "twin" makes and imports a twin.
+        module: The module that it runs.
     """
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, module: str = "megatron.bridge.verify") -> None:
         kept = {
             name: value
             for name, value in os.environ.items()
             if name not in _NOT_PASSED and not name.startswith(_ELASTIC)
         }
+        # A process that starts others, which end with it. The others stay in the group of who starts them.
+        self._leads = module != "megatron.bridge.verify"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "megatron.bridge.verify", task],
+            [sys.executable, "-m", module, task],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=kept | _VARIABLES,
             cwd=Path.cwd(),
-            start_new_session=True,
+            process_group=0 if self._leads else None,
         )
 
     def __enter__(self) -> Self:
@@ -80,6 +87,9 @@ class Process:
 
     def end(self) -> None:
         """End the process, whatever it does."""
+        if self._leads:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(BrokenPipeError):

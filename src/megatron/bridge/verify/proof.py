@@ -74,7 +74,7 @@ def verify(
         return Verdict(NOT_PROVED, notes=[reason])
     source = str(hf_model or _imported_from(payload))
     if twin is None:
-        twin = _is_quantized(source) or not fits(payload.parameters or 0)
+        twin = is_quantized(source) or not fits(payload.parameters or 0)
     return prove_twin(source, trust_remote_code, payload.args) if twin else prove(payload, source, trust_remote_code)
 
 
@@ -178,7 +178,8 @@ def _imported_from(payload: Payload) -> str:
     return source
 
 
-def _is_quantized(source: str) -> bool:
+def is_quantized(source: str) -> bool:
+    """Return whether a Hugging Face model says that its weights are quantized."""
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import hf_hub_download

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An import of what nobody has compared proves itself before it publishes."""
+
+from fork.change import Change
+from fork.edits import File, add_import, add_parameter, call, decorate, expression, insert_before
+
+
+VERIFY_DOC = (
+    "True compares the logits of Megatron-LM with those of transformers before the checkpoint is published: of the whole "
+    "model if it fits in memory, otherwise of a small twin. False compares nothing. By default a twin is compared, in a "
+    "process of its own beside the conversion, if the config is of a kind that nobody has compared. A model that differs "
+    "is refused."
+)
+
+change = Change(
+    name="verify-at-import",
+    message="""\
+feat(ckpt): prove an import whose config nobody has compared
+
+A family or a value that no comparison has covered was imported on trust.
+Run a twin of the model beside the conversion, and refuse to publish a model
+that Megatron Core computes otherwise. Configs of the proved kinds, which a
+table lists, are not delayed. `verify=True` proves any import, and
+`verify=False` none.
+""",
+    why="An import is proved by a comparison of logits, its own or that of a model of the same kind.",
+    edits=[
+        File(
+            "models/conversion/auto_bridge.py",
+            [
+                add_import("from megatron.bridge.verify import at_import"),
+                decorate("AutoBridge.import_ckpt", "at_import.ends_with"),
+                add_parameter(
+                    "AutoBridge.import_ckpt", "verify: bool | None = None", keyword_only=True, doc=VERIFY_DOC
+                ),
+                insert_before(
+                    "AutoBridge.import_ckpt",
+                    call("accounting.set_strict"),
+                    "at_import.start(bridge, hf_model_id, verify if release else False, strict, **kwargs)",
+                ),
+            ],
+        ),
+        File(
+            "training/checkpointing.py",
+            [
+                add_import("from megatron.bridge.verify import at_import"),
+                insert_before(
+                    "save_checkpoint._post_save_global_barrier",
+                    expression("writer.run(proof.record_import, writer.payload)"),
+                    "writer.run(at_import.conclude, writer.payload)",
+                ),
+            ],
+        ),
+    ],
+    modules=["verify/at_import.py", "verify/beside.py", "verify/proved.py"],
+    problem="An import of a family or a config that nobody has compared may be of another model, and ends without an error.",
+    changes=[
+        "`import_ckpt` takes `verify`. By default it compares a twin where no comparison has covered the config, and "
+        "refuses a model that differs.",
+    ],
+    unchanged=["Imports of the proved configs take no longer. A process more runs in no other import."],
+    tested=["Every verdict with stand-ins, and twins of real families on the CPU."],
+    tests={"tests/unit/bridge/test_verify_at_import.py": "verify/"},
+    limit=600,
+    limit_reason="proved.py is a table of 14 families, and means nothing without what asks it.",
+    stands_on=["command-verify", "config-check", "proof"],
+)
