@@ -111,4 +111,22 @@ and models are built on the CPU.
     ],
     later=["Without Transformer Engine, Bridge must also be importable: `peft-without-transformer-engine`."],
     tests={"tests/unit/bridge/host/test_accelerator.py": "host/"},
+    upstream_tests=[
+        File(
+            "tests/unit_tests/models/test_auto_bridge.py",
+            [
+                # Without an accelerator, import_ckpt has a group of its own.
+                wrap(
+                    f"TestAutoBridge.{test}",
+                    m.Expr(value=call("AutoBridge.import_ckpt")),
+                    'with patch("megatron.bridge.host.accelerator.is_available", return_value=True):\n    {}',
+                    releases=">=0.7",
+                )
+                for test in (
+                    "test_import_ckpt_preserves_existing_distributed_context",
+                    "test_import_ckpt_scopes_standalone_cpu_state_to_gloo_context",
+                )
+            ],
+        )
+    ],
 )

@@ -5,7 +5,7 @@ from fork.change import Change
 
 
 change = Change(
-    name="stored-tensors",
+    name="checkpoint-tensors",
     message="""\
 perf(ckpt): load a distributed checkpoint as pieces of its files
 

@@ -146,6 +146,8 @@ def problems(sizes: Sequence[Size]) -> list[str]:
         missing = [each for each in ("problem", "changes", "unchanged", "tested") if not getattr(change, each)]
         if missing:
             found.append(f"{name}: expected {', '.join(missing)} for the text of its pull request, found none")
+        if change.name in before:
+            found.append(f"{name}: expected a name of its own, found two of this name; rename one of them")
         for other in set(change.stands_on) - before:
             found.append(f"{name}: stands on {other}, which does not come before it; renumber the changes")
         before.add(change.name)

@@ -88,3 +88,8 @@ TOLD = {"problem": "p", "changes": ["c"], "unchanged": ["u"], "tested": ["t"]}
 )
 def test_change_against_the_rules_is_told(size, changed: dict, message: str | None):
     assert measure.problems([size(**TOLD | changed)]) == ([message] if message else [])
+
+
+def test_two_changes_of_one_name_are_told(size):
+    message = "change example: expected a name of its own, found two of this name; rename one of them"
+    assert measure.problems([size(**TOLD), size(**TOLD)]) == [message]
