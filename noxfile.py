@@ -150,6 +150,14 @@ def unit(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, requires=["build"])
+def races(session: nox.Session) -> None:
+    """Race exports with exports, and imports with trainings that save: `-- --rounds 100`; then kill exports."""
+    _install_patched(session)
+    session.run("python", "tests/reliability/races.py", *_arguments(session)[1])
+    session.run("python", "tests/reliability/kills.py", "--export")
+
+
+@nox.session(python=PYTHON, requires=["build"])
 def types(session: nox.Session) -> None:
     """Check the types of src/, fork/ and changes/ against the wheel and what it stands on."""
     _install_patched(session)

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kill imports with SIGKILL, check what each leaves, and check that the next import repairs it.
+"""Kill imports or exports with SIGKILL, check what each leaves, and check that the next one repairs it.
 
     python tests/reliability/kills.py --kills 200 --seed 0
+    python tests/reliability/kills.py --export
 
 Each import runs in a fork of a process that has imported everything, so it takes about a second. Half of the kills
 come at random times. The other half come at changes to the file system, each change at least once. So they also hit
 the short moments between writing the payload and writing the tracker. Half of the imports write to an empty folder,
-the other half replace an older release checkpoint.
+the other half replace an older release checkpoint. It is the same with exports, which replace an older export.
 """
 
 import argparse
 import gc
+import hashlib
 import json
 import multiprocessing
 import os
@@ -36,7 +38,7 @@ from checkpoints import PAYLOAD, TRACKER, AutoBridge, digest, forked, names, run
 from megatron.bridge.release_checkpoint.layout import ITERATION_0
 
 
-CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate", "shutil.rmtree"}
+CHANGES = {"os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate", "shutil.rmtree"}
 WHEN = ("before the first write", "while the payload was written", "between the renames", "after the import")
 
 
@@ -55,15 +57,16 @@ class Kill:
 
 @dataclass(frozen=True)
 class Bench:
-    """Two models, a release checkpoint of the older one, and the length of an import of the newer one.
+    """Two models, what an import or an export of the older one wrote, and how long that of the newer one takes.
 
     Attributes:
+        options: Further arguments of `import_ckpt`, None for exports.
         seconds: The seconds of an import, by whether it replaces the older release checkpoint.
         changes: The number of its changes to the file system, by the same.
     """
 
     work: Path
-    options: dict[str, Any]
+    options: dict[str, Any] | None
     old: str
     new: str
     seconds: dict[bool, float]
@@ -76,7 +79,7 @@ class Bench:
             AssertionError: The tracker names neither checkpoint, or the next import failed.
         """
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
-            out = prepare(self.work, Path(folder) / "out", kill.over)
+            out = prepare(self.work, Path(folder) / "out", kill.over, self.options)
             work = partial(convert, self.work, out, self.options)
             by_time = isinstance(kill.at, float)
             child, result = forked(work if by_time else partial(killed_at_change, kill.at, out, work))
@@ -91,33 +94,56 @@ class Bench:
 
     def inspect(self, out: Path, over: bool) -> tuple[str, bool]:
         """Check what a kill left, import again, and check the result."""
-        found, named = names(out), digest(out)
-        assert named in (None, self.old if over else None, self.new), f"an incomplete checkpoint: {found}"
-        link = {ITERATION_0} if self.options.get("link_iter_0") else set()
-        leftovers = found - {"release", TRACKER} - link
+        # An export is staged beside its folder.
+        root, whole = (out.parent, {out.name}) if self.options is None else (out, {"release", TRACKER})
+        found, named = names(root), state(out, self.options)
+        assert named in (None, self.old if over else None, self.new), f"an incomplete one: {found}"
+        whole |= {ITERATION_0} if (self.options or {}).get("link_iter_0") else set()
+        leftovers = found - whole
+        is_there = ("release" if self.options is not None else out.name) in found
         if named == self.new and not leftovers:
             when = 3
-        elif not leftovers and named == (self.old if over else None) and ("release" in found) == over:
+        elif not leftovers and named == (self.old if over else None) and is_there == over:
             when = 0
-        elif named == self.new or named is None and (over or "release" in found):
+        elif named == self.new or named is None and (over or is_there):
             when = 2
         else:
             when = 1
         convert(self.work, out, self.options)
-        assert digest(out) == self.new, "the next import wrote another checkpoint"
-        assert names(out) == {"release", TRACKER} | link, f"the next import left {names(out)}"
-        assert names(out / "release") == PAYLOAD
+        assert state(out, self.options) == self.new, "the next one wrote something else"
+        assert names(root) == whole, f"the next one left {names(root)}"
+        assert self.options is None or names(out / "release") == PAYLOAD
         return WHEN[when], named is not None
 
 
-def prepare(work: Path, out: Path, over: bool) -> Path:
+def prepare(work: Path, out: Path, over: bool, options: dict[str, Any] | None) -> Path:
     if over:
-        shutil.copytree(work / "old", out)
+        shutil.copytree(work / ("exported-old" if options is None else "old"), out)
     return out
 
 
-def convert(work: Path, out: Path, options: dict[str, Any]) -> None:
-    AutoBridge.import_ckpt(work / "hf-new", out, **options)
+def convert(work: Path, out: Path, options: dict[str, Any] | None) -> None:
+    if options is None:
+        export(work, "new", out)
+    else:
+        AutoBridge.import_ckpt(work / "hf-new", out, **options)
+
+
+def export(work: Path, name: str, out: Path) -> None:
+    bridge = AutoBridge.from_hf_pretrained(work / f"hf-{name}")
+    bridge.export_ckpt(work / name, out, show_progress=False, overwrite=out.exists())
+
+
+def state(out: Path, options: dict[str, Any] | None) -> str | None:
+    """Return what stands for every bit of a checkpoint or an export, None if there is none."""
+    if options is not None:
+        return digest(out)
+    files = sorted(out.iterdir()) if out.exists() else []
+    return (
+        hashlib.sha256(repr([(file.name, file.read_bytes()) for file in files]).encode()).hexdigest()
+        if files
+        else None
+    )
 
 
 def at_each_change(folder: Path, act: Callable[[], None]) -> None:
@@ -150,8 +176,8 @@ def measured(folder: Path, work: Callable[[], None]) -> tuple[float, int, list[s
     return time.monotonic() - start, len(counted), sorted(set(sys.modules) - before)
 
 
-def make_bench(work: Path, options: dict[str, Any]) -> Bench:
-    """Make the models and the older release checkpoint in forks, because this process must not start threads."""
+def make_bench(work: Path, options: dict[str, Any] | None) -> Bench:
+    """Make the models and what is older in forks, because this process must not start threads."""
 
     def answer(function: Callable[[], Any]) -> Any:
         seen = run_forked(function)
@@ -162,11 +188,14 @@ def make_bench(work: Path, options: dict[str, Any]) -> Bench:
         for name, layers in (("old", 1), ("new", 2)):
             save_hf_model(work / f"hf-{name}", num_hidden_layers=layers)
             AutoBridge.import_ckpt(work / f"hf-{name}", work / name)
-        return digest(work / "old"), digest(work / "new")
+            if options is None:
+                export(work, name, work / f"exported-{name}")
+        prefix = "exported-" if options is None else ""
+        return state(work / f"{prefix}old", options), state(work / f"{prefix}new", options)
 
     def trial(over: bool) -> tuple[float, int, list[str]]:
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            out = prepare(work, Path(folder) / "out", over)
+            out = prepare(work, Path(folder) / "out", over, options)
             return answer(partial(measured, out, partial(convert, work, out, options)))
 
     old, new = answer(references)
@@ -188,7 +217,7 @@ def plan(bench: Bench, kills: int, seed: int) -> list[Kill]:
     """
     draw, half = random.Random(seed), kills // 2
     if half < (least := max(bench.changes.values())):
-        raise ValueError(f"found --kills {kills}, but an import makes {least} changes: pass at least {2 * least}")
+        raise ValueError(f"found --kills {kills}, but one makes {least} changes: pass at least {2 * least}")
     moments = []
     for over, count in bench.changes.items():
         by_change = max(half // 2, count)
@@ -207,10 +236,11 @@ def main() -> None:
     parser.add_argument(
         "--options", type=json.loads, default={}, metavar="JSON", help="extra arguments of import_ckpt"
     )
+    parser.add_argument("--export", action="store_true", help="kill exports, not imports")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = make_bench(Path(folder), given.options)
-        print(f"seed {given.seed}; an import takes {bench.seconds} s and makes {bench.changes} changes", flush=True)
+        bench = make_bench(Path(folder), None if given.export else given.options)
+        print(f"seed {given.seed}; one takes {bench.seconds} s and makes {bench.changes} changes", flush=True)
         kills = plan(bench, given.kills, given.seed)
         with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
             seen = list(pool.map(bench.run, kills))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports that are killed: what is there afterwards is the old checkpoint, the new one, or none."""
+"""Imports and exports that are killed: what is there afterwards is what was there, what is new, or nothing."""
 
 import json
 import os
@@ -18,7 +18,17 @@ import pytest
 )
 def test_kills(streaming, link, kills, record_property):
     options = json.dumps({"streaming": streaming, "link_iter_0": link})
-    command = [sys.executable, str(Path(__file__).with_name("kills.py")), f"--kills={kills}", f"--options={options}"]
+    how = "streaming" if streaming else "in memory"
+    assert_whole_or_none(f"imports killed, {how}", kills, [f"--options={options}"], record_property)
+
+
+@pytest.mark.slow
+def test_kills_of_exports(record_property):
+    assert_whole_or_none("exports killed", 140, ["--export"], record_property)
+
+
+def assert_whole_or_none(what, kills, options, record_property):
+    command = [sys.executable, str(Path(__file__).with_name("kills.py")), f"--kills={kills}", *options]
     if seed := os.environ.get("KILLS_SEED"):
         command.append(f"--seed={seed}")
     # A process of its own: the tests before this one have started threads, which a fork would lose.
@@ -32,5 +42,4 @@ def test_kills(streaming, link, kills, record_property):
     for when in ("while the payload was written", "between the renames"):
         assert all(each[when] for each in counts), when
     for each in counts:
-        how = f"{'streaming' if streaming else 'in memory'}, {'over a release' if each['over'] else 'into nothing'}"
-        record_property(f"count of imports killed, {how}", each["kills"])
+        record_property(f"count of {what}, {'over an older one' if each['over'] else 'into nothing'}", each["kills"])

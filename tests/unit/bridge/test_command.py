@@ -13,7 +13,15 @@ from megatron.bridge.cli.command import Command
 from megatron.bridge.cli.text import human_bytes, printable
 
 
-def run(error: Exception, *arguments: str) -> str:
+class OfAllRanks(BaseException):
+    """As PyTorch's CheckpointException."""
+
+    def __init__(self, error: Exception):
+        super().__init__("a traceback\n" * 80)
+        self.failures = {0: (error, "a traceback")}
+
+
+def run(error: BaseException, *arguments: str) -> str:
     """Give what a subcommand prints that ends with an error."""
 
     @click.command(cls=Command)
@@ -34,6 +42,7 @@ def test_help_is_there():
     ("error", "line"),
     [
         (ValueError("a file: damaged.\nDownload it again."), "a file: damaged. Download it again."),
+        (OfAllRanks(ValueError("a file: damaged")), "a file: damaged"),
         (KeyError("x"), "KeyError: 'x'. Pass --verbose to see where it happened."),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "f"),
@@ -41,7 +50,7 @@ def test_help_is_there():
         ),
     ],
 )
-def test_an_error_is_one_line(error: Exception, line: str):
+def test_an_error_is_one_line(error: BaseException, line: str):
     assert run(error) == f"Error: {line}\n"
     run(error, "--verbose")
 

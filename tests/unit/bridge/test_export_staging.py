@@ -9,6 +9,7 @@ import pytest
 
 from megatron.bridge.models.hf_pretrained.export_staging import exports_whole
 from megatron.bridge.release_checkpoint.files import Staging
+from megatron.bridge.release_checkpoint.target import check_space
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -118,3 +119,9 @@ def test_an_export_that_another_one_overtakes_is_refused(tmp_path: Path):
     with pytest.raises(FileExistsError, match="exists, expected no such path"):
         export(tmp_path / "hf", Overtaken(), overwrite=False)
     assert contents(tmp_path) == {f"hf/{name}": text for name, text in OLD.items()}
+
+
+def test_a_disk_that_is_too_small_is_refused(tmp_path: Path):
+    check_space(tmp_path / "out" / "hf", 1)
+    with pytest.raises(OSError, match="GB left, expected at least 1,000,000.00 GB: free space there"):
+        check_space(tmp_path / "out" / "hf", 10**15)

@@ -46,12 +46,16 @@ class Command(click.Command):
         ctx.obj = verbose
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort, KeyboardInterrupt, BrokenPipeError):
+        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             if verbose:
                 raise
-            raise click.ClickException(_in_one_line(error)) from None
+            # PyTorch's CheckpointException is no Exception. It has the errors of all ranks.
+            failures = getattr(error, "failures", None) or {None: (error,)}
+            raise click.ClickException(_in_one_line(next(iter(failures.values()))[0])) from None
 
 
 _REMEDIES = {
@@ -69,7 +73,7 @@ _REMEDIES = {
 """The next step after an error of the operating system, whatever the subcommand."""
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: BaseException) -> str:
     text = printable(" ".join(str(error).split())) or "no message"
     if isinstance(error, OSError) and error.errno:
         what = printable(" ".join(str(error.strerror).split()))
@@ -85,7 +89,7 @@ def _in_one_line(error: Exception) -> str:
     return what if len(what) < 600 else f"{what[:600]} …"
 
 
-def _raised_by_bridge(error: Exception) -> bool:
+def _raised_by_bridge(error: BaseException) -> bool:
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = type(error).__module__, *frames[-1:]
     return any(module.startswith("megatron.bridge") for module in modules)
