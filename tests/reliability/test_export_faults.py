@@ -213,6 +213,12 @@ def test_ranks_share_one_export_and_end_together(tmp_path, over, dies, at):  # n
     assert_exported(hf, over)
 
 
+def make_models(folder: Path) -> None:
+    for name, layers in (("one", 1), ("two", 2)):
+        save_hf_model(folder / f"hf-{name}", num_hidden_layers=layers)
+        AutoBridge.import_ckpt(folder / f"hf-{name}", folder / name)
+
+
 def export_model(folder: Path, name: str, hf: Path) -> str:
     bridge = AutoBridge.from_hf_pretrained(folder / f"hf-{name}")
     return said_by(partial(bridge.export_ckpt, folder / name, hf, show_progress=False, overwrite=False))
@@ -220,9 +226,7 @@ def export_model(folder: Path, name: str, hf: Path) -> str:
 
 def test_two_exports_of_two_models_into_one_folder(tmp_path, record_property):
     """One is done, and the other says who was first; nothing of the other is in it."""
-    for name, layers in (("one", 1), ("two", 2)):
-        save_hf_model(tmp_path / f"hf-{name}", num_hidden_layers=layers)
-        assert "error" not in run(partial(AutoBridge.import_ckpt, tmp_path / f"hf-{name}", tmp_path / name))
+    assert "error" not in run(partial(make_models, tmp_path))
     hf = tmp_path / "out" / "hf"
     seen = [child.answer() for child in [Child(partial(export_model, tmp_path, name, hf)) for name in ("one", "two")]]
     said = dict(zip(("one", "two"), (each["result"] for each in seen), strict=True))
