@@ -123,7 +123,10 @@ if streaming:
             "tests/unit_tests/models/test_auto_bridge.py",
             [
                 pass_argument(
-                    f"TestAutoBridge.{test}", call("bridge.export_ckpt"), "streaming=False", releases=releases
+                    f"TestAutoBridge.{test}",
+                    call("AutoBridge.export_ckpt.__wrapped__"),
+                    "streaming=False",
+                    releases=releases,
                 )
                 for test, releases in IN_MEMORY.items()
             ],
