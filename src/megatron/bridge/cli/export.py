@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The subcommand `export`."""
 
+import re
 from pathlib import Path
 
 import click
@@ -31,33 +32,58 @@ from megatron.bridge.repair.problems import problems
     help="Replace an earlier export at HF_OUT: its weights, config, and tokenizer. Files that no export writes stay. "
     "Default: stop if HF_OUT isn't empty.",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Convert the weights to this dtype. Default: keep the checkpoint's dtype.",
+)
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help="Write weight files of at most this size, such as 5GB. Default: divide the weights as the source does.",
+)
 @TRUST
 @click.pass_context
 def command(
-    ctx: click.Context, out: Path, hf_out: Path, hf_model: str | None, overwrite: bool, trust_remote_code: bool
+    ctx: click.Context,
+    out: Path,
+    hf_out: Path,
+    hf_model: str | None,
+    overwrite: bool,
+    dtype: str | None,
+    max_shard_size: str | None,
+    trust_remote_code: bool,
 ) -> None:
     """Export the checkpoint at OUT, imported or trained, as a Hugging Face model at HF_OUT.
 
     HF_OUT must not exist, or be an empty folder. It appears when it is complete. With --overwrite, the earlier export
     stays until then.
     """
+    if max_shard_size and not re.fullmatch(r"[1-9][0-9]*([KMGT]i?B)", max_shard_size, re.IGNORECASE):
+        raise click.UsageError(f"--max-shard-size is {max_shard_size}; expected a size, such as 5GB. Correct it.")
     check_export_target(hf_out, overwrite)
     found = examine(out)
     if found.payload is None or found.payload.damage:
         raise click.ClickException(f"{out} can't be loaded: {printable(problems(found)[0].what)}")
     expected = weights.size(found.payload.metadata) if found.payload.metadata else 0
-    check_space(hf_out, expected)
+    # Weights that are written anew need room twice.
+    check_space(hf_out, expected * (2 if dtype or max_shard_size else 1))
     with (
         quiet(ctx.obj) as terminal,
         progress(terminal, f"Exporting {out}", lambda: staged_size(hf_out), expected),
     ):
         with lean_imports():
+            import torch
+
             from megatron.bridge import AutoBridge
 
         source = hf_model or _imported_from(out)
         options = {"trust_remote_code": True} if trust_remote_code else {}
         bridge = AutoBridge.from_hf_pretrained(source, **options)
-        bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite)
+        rewriting = {"dtype": getattr(torch, dtype)} if dtype else {}
+        if max_shard_size:
+            rewriting["max_shard_size"] = max_shard_size
+        bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite, **rewriting)
     click.echo(f"Wrote {hf_out}: a Hugging Face model, {human_bytes(folder_size(hf_out))}.")
 
 
