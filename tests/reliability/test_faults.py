@@ -21,12 +21,16 @@ WHOLE = {"release", TRACKER}
 MS_RDONLY, MS_REMOUNT = 1, 32  # of sys/mount.h
 
 
+def make_models(folder: Path) -> None:
+    for name, layers in (("old", 1), ("new", 2)):
+        save_hf_model(folder / f"hf-{name}", num_hidden_layers=layers)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Two models, an older release of the first, and what an import of each is."""
     folder = tmp_path_factory.mktemp("models")
-    for name, layers in (("old", 1), ("new", 2)):
-        save_hf_model(folder / f"hf-{name}", num_hidden_layers=layers)
+    assert "error" not in run(partial(make_models, folder))
     assert "error" not in run(partial(AutoBridge.import_ckpt, folder / "hf-new", folder / "new"))
     assert "error" not in run(partial(AutoBridge.import_ckpt, folder / "hf-old", folder / "old"))
     return folder

@@ -42,7 +42,6 @@ def test_help_is_there():
     ("error", "line"),
     [
         (ValueError("a file: damaged.\nDownload it again."), "a file: damaged. Download it again."),
-        (OfAllRanks(ValueError("a file: damaged")), "a file: damaged"),
         (KeyError("x"), "KeyError: 'x'. Pass --verbose to see where it happened."),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "f"),
@@ -50,9 +49,13 @@ def test_help_is_there():
         ),
     ],
 )
-def test_an_error_is_one_line(error: BaseException, line: str):
+def test_an_error_is_one_line(error: Exception, line: str):
     assert run(error) == f"Error: {line}\n"
     run(error, "--verbose")
+
+
+def test_an_error_that_is_no_exception_is_one_line():
+    assert run(OfAllRanks(ValueError("a file: damaged"))) == "Error: a file: damaged\n"
 
 
 def test_text_for_people():
