@@ -10,9 +10,11 @@ from pathlib import Path
 import models
 import pytest
 import steps
+import torch
 from chat import write_conversations
 from matrix import ONE, PP2, PP2_INTERLEAVED, TP2, TP2_EP2, TP2_PP2, Layout
 from reference import Tensors, differences
+from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.release_checkpoint.examine import examine
@@ -78,6 +80,38 @@ def test_what_megatron_lm_saves_comes_back(
             root, tmp_path / f"back-{streaming}", source_path=source, show_progress=False, streaming=streaming
         )
         assert differences(Tensors(source), Tensors(tmp_path / f"back-{streaming}")) == []
+
+
+def test_what_fsdp2_saves_comes_back(tmp_path: Path, workplace: Path) -> None:
+    """Core 0.19 saves torch_dcp with FSDP2 only, and loads no torch_dist then, so the weights are random."""
+    source, out = release(workplace, "llama-3")
+    texts = [write_conversations(tmp_path / name, 32) for name in ("train.jsonl", "valid.jsonl")]
+    training = steps.train(
+        "FSDP2",
+        tmp_path / "log",
+        steps.Chats(*texts, source),
+        load=None,
+        iterations=1,
+        ranks=2,
+        flags=[*steps.model_flags(out, use_checkpoint_args=False), "--ckpt-format=torch_dcp", "--use-torch-fsdp2"],
+    )
+    found = examine(training.checkpoint)
+    assert (found.payload.format, problems(found)) == ("torch_dcp", [])
+    AutoBridge.from_hf_pretrained(source).export_ckpt(
+        training.checkpoint, tmp_path / "back", source_path=source, show_progress=False
+    )
+    stored = {name.removeprefix("model."): value for name, value in steps.model_tensors(found.payload.path)}
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert torch.equal(back["lm_head.weight"], stored["output_layer.weight"])
+    for layer in range(4):
+        own, theirs = f"decoder.layers.{layer}", f"model.layers.{layer}"
+        assert torch.equal(back[f"{theirs}.mlp.down_proj.weight"], stored[f"{own}.mlp.linear_fc2.weight"])
+        halves = [back[f"{theirs}.mlp.{name}_proj.weight"] for name in ("gate", "up")]
+        assert torch.equal(torch.cat(halves), stored[f"{own}.mlp.linear_fc1.weight"])
+        # Two groups of two queries, a key, and a value.
+        split = [back[f"{theirs}.self_attn.{name}_proj.weight"].chunk(2) for name in "qkv"]
+        rows = torch.cat([part for group in zip(*split, strict=True) for part in group])
+        assert torch.equal(rows, stored[f"{own}.self_attention.linear_qkv.weight"])
 
 
 def test_megatron_lm_starts_with_the_flags_that_inspect_prints(tmp_path: Path, workplace: Path) -> None:

@@ -13,6 +13,7 @@ emulate Transformer Engine, Apex, and their fused kernels.
 import contextlib
 import copy
 import os
+import sys
 import types
 from collections.abc import Callable
 from functools import partial, wraps
@@ -90,6 +91,8 @@ class _DeviceToCpu(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if func is torch.device and args and str(args[0]).startswith("cuda"):
+            return _CPU
         if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
             return args[0]
         if func is torch.Tensor.record_stream:
@@ -193,6 +196,9 @@ def install() -> None:
     if found:
         raise RuntimeError(f"found a {found} device; the emulation of torch.cuda works only on hosts without one")
     os.environ.update(ENVIRONMENT)
+    if "--use-torch-fsdp2" in sys.argv:
+        # FSDP refuses one connection.
+        os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = "8"
     for name, value in _answers().items():
         setattr(torch.cuda, name, value)
     torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
