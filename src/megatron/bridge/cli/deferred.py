@@ -46,8 +46,12 @@ ANSWERS = {
 @contextmanager
 def lean_imports() -> Iterator[None]:
     """Import AutoBridge in this block. What is deferred stays so after it."""
-    stand_ins = {name: StandIn(name, ANSWERS.get(name, {})) for name in PACKAGES if importlib.util.find_spec(name)}
-    sys.meta_path[:0] = stand_ins.values()
+    # The process may have imported some of them, or have been here before.
+    stand_ins = {each.package: each for each in sys.meta_path if isinstance(each, StandIn)}
+    wanted = [name for name in PACKAGES if name not in sys.modules and name not in stand_ins]
+    new = {name: StandIn(name, ANSWERS.get(name, {})) for name in wanted if importlib.util.find_spec(name)}
+    sys.meta_path[:0] = new.values()
+    stand_ins |= new
     _compile_when_called()
     for package in PARENTS:
         if package not in sys.modules and (spec := importlib.util.find_spec(package)) and spec.loader:
@@ -60,7 +64,8 @@ def lean_imports() -> Iterator[None]:
         yield
     finally:
         # torch.distributed uses the compiler if it finds it imported.
-        stand_ins[COMPILER].forget()
+        if COMPILER in stand_ins and stand_ins[COMPILER].is_active:
+            stand_ins[COMPILER].forget()
         gc.freeze()
         gc.enable()
 
