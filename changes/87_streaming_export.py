@@ -132,6 +132,6 @@ if streaming:
             ],
         )
     ],
-    stands_on=["streaming-load", "safetensors-files", "export-model-files"],
+    stands_on=["trained-config", "streaming-load", "safetensors-files", "export-model-files"],
     tests={"tests/unit/bridge/test_streaming_export.py": "models/"},
 )

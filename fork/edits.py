@@ -214,6 +214,25 @@ def add_parameter(
     return Edit(f"add parameter {name} to {scope}", apply, releases, scope)
 
 
+def set_default(function: str, parameter: str, value: str, *, releases: str = "") -> Edit:
+    """Gives `parameter` of the function or method `function` the default `value`, in place of the one that it has."""
+    new = cst.parse_expression(value)
+
+    def apply(module: cst.Module) -> cst.Module:
+        path = syntax.find_definition(module, function)
+        params = path[-1].params
+        every = (*params.posonly_params, *params.params, *params.kwonly_params)
+        found = [each for each in every if each.name.value == parameter]
+        if len(found) != 1 or found[0].default is None:
+            raise EditError("expected a parameter with a default, found none")
+        if syntax.same(found[0].default, new):
+            return module
+        edited = path[-1].deep_replace(found[0], found[0].with_changes(default=new.deep_clone()))
+        return syntax.rewrite(module, {path[-1]: edited}, [path])
+
+    return Edit(f"set the default of {parameter} in {function}", apply, releases, function)
+
+
 def pass_argument(scope: str, node: syntax.Matcher, argument: str, *, count: int = 1, releases: str = "") -> Edit:
     """Passes `argument` ("release=release") in each call `node`; a keyword that is there gets the new value."""
     new = cst.parse_expression(f"f({argument})").args[0]

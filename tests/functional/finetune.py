@@ -75,6 +75,7 @@ def provide_model(
         # Megatron-LM's own builder ignores this flag (core 0.19.2, `megatron/training/argument_utils.py`,
         # `gpt_config_from_args`) and builds every model with Llama 3.1's factor, 8. Llama 3.2 needs 32.
         rope_scaling_factor=args.rope_scaling_factor,
+        seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
         vp_stage=vp_stage,
         **groups,
     )

@@ -25,6 +25,7 @@ from fork.edits import (
     insert_first,
     pass_argument,
     replace,
+    set_default,
     wrap,
     wrap_imports,
 )
@@ -91,6 +92,11 @@ CASES = {
         [add_parameter("f", "new=1")],
         "def f(a, /, b, *args, c, **kwargs): pass",
         "def f(a, /, b, new=1, *args, c, **kwargs): pass",
+    ),
+    "default: in place of the one that is there": (
+        [set_default("f", "b", "True")],
+        "def f(a, b: bool = False, *, c=False): pass",
+        "def f(a, b: bool = True, *, c=False): pass",
     ),
     "parameter: before the star": (
         [add_parameter("f", "new=1")],

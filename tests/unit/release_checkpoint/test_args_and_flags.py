@@ -14,6 +14,7 @@ from test_release_args import make_provider
 from tiny_models import FAMILIES, hf_config
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.release_checkpoint.architecture import differ, facts, unknown
 from megatron.bridge.release_checkpoint.args import megatron_lm_args
 from megatron.bridge.release_checkpoint.flags import megatron_lm_flags
 
@@ -148,3 +149,18 @@ def test_an_activation_without_a_flag_is_reported(caplog):
 def test_a_pair_of_rotary_bases_stays_a_pair():
     """Gemma 3 has one for local attention and one for global attention."""
     assert megatron_lm_args(make_provider(rotary_base=(10000.0, 1e6))).rotary_base == [10000.0, 1000000.0]
+
+
+@pytest.mark.parametrize("use_checkpoint_args", [True, False])
+def test_a_training_s_args_say_what_the_release_s_say(provider, monkeypatch, use_checkpoint_args):
+    """An export compares them: Megatron-LM fills in what the release leaves out, and spells it in its own way."""
+    args = megatron_lm_args(provider)
+    flags = megatron_lm_flags(args, use_checkpoint_args=use_checkpoint_args)
+    trained = facts(parse(flags, monkeypatch, args if use_checkpoint_args else None))
+    expected = facts(args)
+    assert expected.keys() <= trained.keys()
+    assert {name: (trained[name], each) for name, each in expected.items() if differ(trained[name], each)} == {}
+
+
+def test_every_arg_of_the_table_is_compared_or_chosen_by_a_training():
+    assert unknown() == set()

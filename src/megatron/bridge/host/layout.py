@@ -49,7 +49,7 @@ def _is_plain_attention(has: HasParameter) -> bool:
 
 
 # A norm's key in Megatron Core's own layer, its key in Transformer Engine's, and the layers in which they differ.
-_FUSED_NORMS = (
+FUSED_NORMS = (
     ("input_layernorm.", "self_attention.linear_qkv.layer_norm_", _is_plain_attention),
     ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_", _is_dense),
     ("self_attention.q_layernorm.", "self_attention.linear_q_up_proj.layer_norm_", _is_latent_attention),
@@ -152,7 +152,7 @@ def _keys(section: dict[str, Any]) -> Iterator[tuple[str, ShardedTensor, str]]:
 
 
 def _transformer_engine_key(name: str, key: str, section: dict[str, Any]) -> str:
-    for own, fused, is_fused in _FUSED_NORMS:
+    for own, fused, is_fused in FUSED_NORMS:
         layer, found, parameter = name.rpartition(own)
         if not found or "." in parameter or (layer and not layer.endswith(".")):
             continue

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Tensors that no model needs: rotary frequencies and positions; copies of embedding and head in a prediction layer.
-_NOT_NEEDED = re.compile(r"(^|\.)(inv_freq|position_ids)$|\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight$")
+NOT_NEEDED = re.compile(r"(^|\.)(inv_freq|position_ids)$|\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight$")
 # What no model needs that computes without quantization: the scales of activations and KV caches.
 _SCALES = re.compile(
     r"\.(input_scale_(inv|ub)|((prob_)?output|input|activation|[qkv]|kv)_scale|kv_cache_scaling_factor)$"
@@ -36,7 +36,7 @@ _MASK = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias)$")
 # state of ModelOpt's quantizers.
 _CONSTRUCTED = re.compile(r"\.expert_bias$|_quantizer\._")
 # A layer for multi-token prediction has a name of its own, or a number beyond the last layer, and these projections.
-_PREDICTION = re.compile(r"^(.*\bmtp(?:_\w+)?)\.|^(.*\blayers\.\d+)\.(?:eh_proj|enorm|hnorm)\.")
+PREDICTION = re.compile(r"^(.*\bmtp(?:_\w+)?)\.|^(.*\blayers\.\d+)\.(?:eh_proj|enorm|hnorm)\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _STRICT = "strict_import"
 
@@ -64,7 +64,7 @@ def leave_out_prediction_layers(provider: Any, hf_pretrained: Any) -> None:
         hf_pretrained: The checkpoint that is about to be loaded.
     """
     layers, state = getattr(provider, "mtp_num_layers", None), getattr(hf_pretrained, "state", None)
-    if layers and isinstance(state, StateDict) and not any(map(_PREDICTION.match, state.source.get_all_keys())):
+    if layers and isinstance(state, StateDict) and not any(map(PREDICTION.match, state.source.get_all_keys())):
         what = f"no weights of the prediction layers that its config names: imported without them ({layers})"
         proof.warn(logger, f"{_name(hf_pretrained)} has {what}", left_out=what)
         provider.mtp_num_layers = None
@@ -165,7 +165,7 @@ class Account:
     def check_tensors(self, config: Any) -> None:
         """Raise ValueError, or warn, for tensors that a model needs and no task reads."""
         left = self._left(getattr(config, "expert_model_parallel_size", 1) or 1)
-        found = filter(None, map(_PREDICTION.match, self.stored))
+        found = filter(None, map(PREDICTION.match, self.stored))
         prefixes = tuple({f"{match[1] or match[2]}." for match in found})
         predicting = [name for name in left if name.startswith(prefixes)]
         if predicting:
@@ -205,7 +205,7 @@ class Account:
 
     def _is_needed(self, name: str) -> bool:
         mask = _MASK.search(name) and self.stored[name].dim() not in (1, 2)
-        return not mask and not _NOT_NEEDED.search(name) and not self.stored.file(name).startswith("consolidated")
+        return not mask and not NOT_NEEDED.search(name) and not self.stored.file(name).startswith("consolidated")
 
     def _is_copy_of_embedding(self, name: str) -> bool:
         read = (each for task in self.tasks for each in self.reads(task))

@@ -214,7 +214,7 @@ def _text_config(config: dict) -> dict:
 def _check_vocabulary(path: Path, config: dict) -> None:
     """Compare the largest token of the tokenizer with the embedding, from the tokenizer's files alone."""
     rows = config.get("vocab_size", _text_config(config).get("vocab_size"))
-    largest = max(_token_ids(path), default=-1)
+    largest = max(token_ids(path), default=-1)
     if isinstance(rows, int) and largest >= rows:
         raise ValueError(
             f"the tokenizer of {path} has token {largest}, the embedding has {rows} rows: "
@@ -222,7 +222,8 @@ def _check_vocabulary(path: Path, config: dict) -> None:
         )
 
 
-def _token_ids(path: Path) -> Iterator[int]:
+def token_ids(path: Path) -> Iterator[int]:
+    """Give the tokens of the tokenizer in a folder, from its files alone; none if it has other files."""
     if (path / "tokenizer.json").is_file():
         try:
             yield from Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab().values()

@@ -56,7 +56,7 @@ class OwnConfig:
         own, config = json.loads(self.text), json.loads(self.text)
         if "quantization_config" not in json.loads((self.target / CONFIG).read_bytes()):
             config.pop("quantization_config", None)
-        _apply(config, *_configs(bridge, own))
+        _apply(config, *configs(bridge, own))
         _set_dtype(config, config.get("torch_dtype", config.get("dtype")), _dtype_of_weights(self.target))
         changed = f"{json.dumps(config, indent=2, ensure_ascii=False)}\n".encode()
         write(self.target / CONFIG, self.text if config == own else changed)
@@ -80,7 +80,7 @@ def own_config(own: OwnFiles) -> OwnConfig | None:
     return OwnConfig(text, own.target)
 
 
-def _configs(bridge: "AutoBridge", kept: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def configs(bridge: "AutoBridge", kept: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the config that a bridge was made of, and the one that it has now, both as transformers spells them."""
     pretrained: Any = bridge.hf_pretrained
     config = pretrained if isinstance(pretrained, PretrainedConfig) else pretrained.config

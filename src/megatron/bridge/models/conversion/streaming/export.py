@@ -20,6 +20,7 @@ import torch.distributed as dist
 from megatron.core.msc_utils import MultiStorageClientFeature
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from megatron.bridge.models.conversion import trained_config
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge, WeightConversionTask
 from megatron.bridge.models.conversion.streaming.convert import Computed, LastUsed, StoredState
 from megatron.bridge.models.conversion.streaming.model import CannotStream, cannot_stream_if_it_fails
@@ -63,7 +64,9 @@ def plan_export(bridge: "AutoBridge", checkpoint: str | os.PathLike) -> Streamed
     payload = Path(resolve_checkpoint(checkpoint))
     try:
         _check(bridge, checkpoint)
-        model = StreamedModel(bridge.load_megatron_model(payload, streaming=True))
+        model = StreamedModel(
+            bridge.load_megatron_model(payload, streaming=True, mp_overrides=trained_config.overrides(bridge))
+        )
         with cannot_stream_if_it_fails("its mappings need weights"):
             model.streamed_tensors = Conversion(bridge, unwrap_model(model)).plan()
     except CannotStream as reason:

@@ -9,6 +9,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.transformer import MegatronModule
 
 from megatron.bridge.host.layout import match_checkpoint
+from megatron.bridge.models.conversion.export_account import check_stored
 from megatron.bridge.models.conversion.streaming.checkpoint import StreamingLoadStrategy
 from megatron.bridge.models.conversion.streaming.model import (
     CannotStream,
@@ -58,5 +59,6 @@ def stored_weights(payload: str | Path, chunk: MegatronModule) -> Mapping[str, P
         common = dist_checkpointing.load_common_state_dict(str(payload))
         content = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)
         wanted = match_checkpoint({"model": chunk.sharded_state_dict(metadata=content)}, str(payload))
+        check_stored(wanted, payload)
         loaded = dist_checkpointing.load(wanted, str(payload), StreamingLoadStrategy())
     return {name: value for name, value in loaded["model"].items() if isinstance(value, PiecewiseTensor)}

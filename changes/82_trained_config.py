@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config of an export says what was trained, by the args of the checkpoint."""
+
+from fork.change import Change
+from fork.edits import File, add_import, call, decorate, pass_argument
+
+
+change = Change(
+    name="trained-config",
+    message="""\
+fix(ckpt)!: export the config that was trained, by the checkpoint's args
+
+An export wrote the config of the model that was imported. A training with
+another rotary base, RoPE scaling, norm epsilon or vocabulary ended as a
+model that computes something else; rows that the checkpoint lacks were
+zeros, and rows that the config lacks were dropped.
+
+Compare the args of the checkpoint with the model of the config, write what
+the config can say, and refuse what it can't.
+""",
+    why="The config of an export says what the checkpoint's own args say, or the export is refused.",
+    edits=[
+        File(
+            "models/conversion/auto_bridge.py",
+            [
+                add_import("from megatron.bridge.models.conversion import trained_config"),
+                decorate("AutoBridge.export_ckpt", "trained_config.follow_checkpoint"),
+                pass_argument(
+                    "AutoBridge.export_ckpt",
+                    call("self.load_megatron_model"),
+                    "mp_overrides=trained_config.overrides(self)",
+                ),
+            ],
+        ),
+    ],
+    modules=["models/conversion/trained_config.py"],
+    problem=(
+        "`AutoBridge.export_ckpt` of a checkpoint that Megatron-LM has trained with `--rotary-base 20000` writes the "
+        "`rope_theta` of the model that was imported. Nothing warns."
+    ),
+    changes=[
+        "`export_ckpt` writes RoPE base and scaling, norm epsilon, tying, sizes and the rows of the vocabulary from the args "
+        "of the checkpoint, and names each key that it changes. A larger context length is taken, a smaller one isn't.",
+        "What config.json can't say is an error before a weight is read, and so are args of other weights.",
+        "The weights of an export have the dtype in which they are stored.",
+    ],
+    unchanged=["The export of a checkpoint whose args are those of its config."],
+    tested=["Megatron-LM trains with changed values; transformers' logits of the export equal Megatron-LM's."],
+    stands_on=["trained-keys", "trained-checkpoints", "config-check", "payload-facts", "source-config"],
+    tests={"tests/unit/bridge/test_trained_config.py": "models/conversion/test_trained_config.py"},
+)

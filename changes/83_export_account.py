@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An export accounts for each tensor of the checkpoint, and for each tensor of the Hugging Face model."""
+
+from fork.change import Change
+from fork.edits import (
+    File,
+    add_import,
+    call,
+    decorate,
+    expression,
+    ifs,
+    insert_after,
+    insert_before,
+    set_default,
+    wrap,
+)
+
+
+HAS_SOURCE = 'hasattr(self.hf_pretrained, "state") and hasattr(self.hf_pretrained.state, "source")'
+IN_FILES = "isinstance(self.hf_pretrained.state.source, SafeTensorsStateSource)"
+
+change = Change(
+    name="export-account",
+    message="""\
+fix(ckpt)!: account for every tensor of an export
+
+A checkpoint that didn't fit the config ended in PyTorch's
+CheckpointException, or lost what the model had no place for. GPT-OSS that
+was imported from MXFP4 came back without its experts.
+
+Compare the model with the checkpoint, and what is written with
+transformers' model. export_ckpt is strict now; strict=False warns.
+""",
+    why="Every tensor that the Hugging Face model has is in the export, none is besides, or it is refused.",
+    edits=[
+        File(
+            "models/conversion/auto_bridge.py",
+            [
+                add_import("from megatron.bridge.models.conversion import export_account"),
+                set_default("AutoBridge.export_ckpt", "strict", "True"),
+                decorate("AutoBridge.export_ckpt", "export_account.accounts_for_tensors"),
+                insert_before(
+                    "AutoBridge.save_hf_weights",
+                    ifs(f"{HAS_SOURCE} and {IN_FILES}"),
+                    "generator = export_account.accounted(self, generator, strict)\n"
+                    "strict = strict and not export_account.is_exported()",
+                    done=call("export_account.accounted"),
+                ),
+                wrap(
+                    "AutoBridge.save_hf_weights",
+                    expression(IN_FILES),
+                    "{} and export_account.has_files_of_source(self)",
+                    releases=">=0.5",
+                ),
+            ],
+        ),
+        File(
+            "training/checkpointing.py",
+            [
+                add_import("from megatron.bridge.models.conversion import export_account"),
+                insert_after(
+                    "_load_model_weights_from_checkpoint",
+                    call("match_checkpoint"),
+                    "export_account.check_stored(sharded_state_dict, checkpoint_path)",
+                ),
+            ],
+        ),
+    ],
+    modules=["models/conversion/export_account.py"],
+    problem="`export_ckpt` onto a config with more layers ends in 83 lines of a traceback.",
+    changes=["`export_ckpt` refuses tensors without a place, and an export that lacks one, unless `strict=False`."],
+    unchanged=["Exports of what fits."],
+    tested=["Every family that converts on a CPU has in its export what transformers saves."],
+    limit=450,
+    limit_reason="one module, and a test of each tensor that it refuses",
+    stands_on=["trained-config", "accounting", "transformer-engine-keys"],
+    tests={"tests/unit/bridge/test_export_account.py": "models/conversion/test_export_account.py"},
+)

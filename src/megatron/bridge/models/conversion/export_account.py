@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accounts for an export: the checkpoint's tensors are the model's, and what is written are transformers' tensors."""
+
+import copy
+import functools
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+from megatron.bridge.host.layout import FUSED_NORMS
+from megatron.bridge.models.conversion import accounting, trained_config
+from megatron.bridge.models.conversion.hf_files import some
+from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource
+from megatron.bridge.release_checkpoint import weights
+from megatron.bridge.release_checkpoint.layout import METADATA
+from megatron.bridge.release_checkpoint.metadata import read_metadata
+
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+
+logger = logging.getLogger(__name__)
+
+_HINT = "pass the Hugging Face model that was trained with --hf-model (source_path)"
+_LENIENT = "pass strict=False (--no-strict) to export without"
+# What stands beside quantized weights.
+_SCALE = re.compile(r"(_scale|_scale_inv|_scale_2|\.scale|_amax)$|_quantizer\.")
+_NO_WEIGHT = re.compile(r"_extra_state|_quantizer\.")
+# None while nothing is exported.
+_strict: ContextVar[bool | None] = ContextVar("strict_export", default=None)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The tensors of a Hugging Face checkpoint, as transformers saves and loads them.
+
+    Attributes:
+        shapes: The shape of each, None where it isn't known.
+        tied: Names of another one's tensor.
+        ignored: Patterns of names that transformers doesn't load.
+    """
+
+    shapes: Mapping[str, tuple[int, ...] | None]
+    tied: frozenset[str]
+    ignored: tuple[str, ...]
+
+    def has_place(self, name: str) -> bool:
+        """Return whether a tensor may be in the checkpoint."""
+        return name in self.shapes or name in self.tied or any(re.search(each, name) for each in self.ignored)
+
+
+def expected_tensors(config: Any) -> Expected | None:
+    """Return the tensors that a config's model has, None for a model that transformers itself doesn't know.
+
+    Args:
+        config: The Hugging Face config. It is not changed.
+    """
+    names = getattr(config, "architectures", None) or [""]
+    kind = getattr(transformers, names[0], None)
+    if kind is None or not names[0].endswith("ForCausalLM"):
+        return None
+    config = copy.deepcopy(config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    with torch.device("meta"):
+        model = kind(config)
+    tied = getattr(model, "all_tied_weights_keys", None)
+    if tied is None:  # transformers 4
+        tied = getattr(model, "_tied_weights_keys", None) or () if config.tie_word_embeddings else ()
+    predicting = getattr(config, "num_nextn_predict_layers", None) or 0
+    ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    ignored += tuple(rf"\.layers\.{config.num_hidden_layers + each}\." for each in range(predicting))
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # transformers 4 has its models in the form of their checkpoints
+        shapes = state
+    else:
+        shapes = revert_weight_conversion(model, state)
+    return Expected({name: tuple(tensor.shape) for name, tensor in shapes.items()}, frozenset(tied), ignored)
+
+
+def accounts_for_tensors(export: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate `AutoBridge.export_ckpt`, which has a parameter `strict`: tensors are accounted for while it runs."""
+    signature = inspect.signature(export)
+
+    @functools.wraps(export)
+    def accounting(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        with exporting(bound.arguments["strict"]):
+            return export(*args, **kwargs)
+
+    return accounting
+
+
+def is_exported() -> bool:
+    """Return whether a checkpoint is exported, and not a model that somebody trains."""
+    return _strict.get() is not None
+
+
+@contextmanager
+def exporting(strict: bool) -> Iterator[None]:
+    """Say that a checkpoint is exported, and whether a tensor that would be left out is an error."""
+    token = _strict.set(strict)
+    try:
+        yield
+    finally:
+        _strict.reset(token)
+
+
+def check_stored(state_dict: Mapping[str, Any], checkpoint_path: str | Path) -> None:
+    """Compare the sharded state dict of a model with the tensors that a payload folder holds, before one is read.
+
+    Raises:
+        ValueError: The checkpoint lacks a tensor of the model or has it in another shape; or, while one rank exports
+            it, it has a tensor that the model hasn't.
+    """
+    folder = Path(checkpoint_path)
+    if not (folder / METADATA).is_file():
+        return
+    stored = {name: shape for name, (shape, _) in weights.weight_shapes(read_metadata(folder / METADATA)).items()}
+    model = {each.key: each for each in _sharded(state_dict)}
+    lacking = sorted(key for key in model if key not in stored)
+    if lacking:
+        raise ValueError(f"{folder} lacks {len(lacking)} tensors of the model, {some(lacking)}: {_HINT}")
+    for key, tensor in model.items():
+        found, wanted = stored[key], tuple(tensor.global_shape)
+        if found != wanted and not (tensor.allow_shape_mismatch and found[1:] == wanted[1:]):
+            raise ValueError(f"{folder} has {key} in the shape {list(found)}, the model in {list(wanted)}: {_HINT}")
+    left = [
+        name
+        for name in sorted(stored.keys() - model.keys())
+        if not _NO_WEIGHT.search(name) and not model.keys() & _twins(name)
+    ]
+    whole = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+    if left and whole and _strict.get() is not None:
+        _left_out(f"{folder} has {len(left)} tensors without a place in the model of config.json, {some(left)}", _HINT)
+
+
+def _twins(key: str) -> set[str]:
+    """Return the keys under which the same norm may be stored, with and without Transformer Engine."""
+    pairs = [(own, fused) for own, fused, _ in FUSED_NORMS]
+    return {key.replace(one, other) for pair in pairs for one, other in (pair, pair[::-1]) if one in key}
+
+
+def _sharded(state_dict: Mapping[str, Any]) -> Iterator[ShardedTensor]:
+    for entry in nested_values(state_dict):
+        if isinstance(entry, ShardedTensorFactory):
+            yield from _sharded(entry.build())
+        elif isinstance(entry, ShardedTensor):
+            yield entry
+
+
+def accounted(
+    bridge: "AutoBridge", tensors: Iterable[tuple[str, torch.Tensor]], strict: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of an export, and raise ValueError unless they are those of the Hugging Face model.
+
+    A model that somebody trains is checked only if `strict`.
+    """
+    expected = None if not strict and _strict.get() is None else expected_of(bridge)
+    # A tied head is a copy of the embedding, which comes only because the source has one of its own, or no weights.
+    copies = trained_config.overrides(bridge).get("share_embeddings_and_output_weights")
+    copies = copies or isinstance(bridge.hf_pretrained, transformers.PretrainedConfig)
+    found = set()
+    for name, tensor in tensors:
+        if expected is not None and copies and name in expected.tied:
+            continue
+        if expected is not None:
+            check_tensor(expected, name, tuple(tensor.shape))
+        found.add(name)
+        yield name, tensor
+    if expected is not None:
+        check_names(expected, found)
+
+
+def check_tensor(expected: Expected, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a tensor that the Hugging Face model has not, or has in another shape."""
+    wanted = expected.shapes.get(name)
+    if wanted is not None and shape != wanted:
+        raise ValueError(f"{name} is {list(shape)} in the export, transformers expects {list(wanted)}: {_HINT}")
+    if not expected.has_place(name) and not _SCALE.search(name):
+        _left_out(f"transformers' model has no {name}, which the checkpoint gives", _HINT)
+
+
+def check_names(expected: Expected, names: Iterable[str]) -> None:
+    """Raise ValueError for tensors that the Hugging Face model has and the export hasn't: they would be random."""
+    if lacking := sorted(expected.shapes.keys() - set(names)):
+        raise ValueError(f"the export lacks {len(lacking)} tensors of transformers' model, {some(lacking)}: {_HINT}")
+
+
+def _left_out(what: str, remedy: str) -> None:
+    if _strict.get() is not False:
+        raise ValueError(f"{what}: {remedy}, or {_LENIENT}")
+    logger.warning("%s: left out", what)
+
+
+def expected_of(bridge: "AutoBridge") -> Expected | None:
+    """Return the tensors that an export has; its source's where transformers has no model of it."""
+    config = getattr(bridge.hf_pretrained, "config", bridge.hf_pretrained)
+    try:
+        found = expected_tensors(config)
+    except Exception as error:  # a model class may refuse a config for any reason
+        logger.debug("transformers has no model of %s: %s", config, error)
+        found = None
+    names = [] if found else [name for name in _names_of_source(bridge) if not _SCALE.search(name)]
+    needed = [
+        name for name in names if not accounting.NOT_NEEDED.search(name) and not accounting.PREDICTION.match(name)
+    ]
+    return found or (Expected(dict.fromkeys(needed), frozenset(names), ()) if names else None)
+
+
+def has_files_of_source(bridge: "AutoBridge") -> bool:
+    """Return whether the files of the source have a place for each tensor of an export, which is divided alike."""
+    expected = expected_of(bridge)
+    return expected is None or expected.shapes.keys() <= set(_names_of_source(bridge))
+
+
+def _names_of_source(bridge: "AutoBridge") -> list[str]:
+    source = getattr(getattr(bridge.hf_pretrained, "state", None), "source", None)
+    return list(source.get_all_keys()) if isinstance(source, SafeTensorsStateSource) else []

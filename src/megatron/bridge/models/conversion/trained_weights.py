@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stored weights say of the config of an export: the rows of the vocabulary, and the precision."""
+
+import logging
+import math
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron.bridge.models.conversion.hf_checkpoint import token_ids
+from megatron.bridge.release_checkpoint import weights
+from megatron.bridge.release_checkpoint.payload import Payload
+
+
+logger = logging.getLogger(__name__)
+
+
+def follow_rows(config: Any, args: Namespace | None, payload: Payload) -> bool:
+    """Give a config the rows that were trained; padding rows are left out where the args say that they are padding.
+
+    Args:
+        config: The config of the language model, which is changed.
+        args: Args of the checkpoint, None if it has none.
+        payload: Its facts.
+
+    Returns:
+        Whether the config is another now.
+
+    Raises:
+        ValueError: A token of the config has no row.
+    """
+    stored, rows = stored_rows(payload), getattr(config, "vocab_size", None)
+    if not stored or not rows or stored == rows:
+        return False
+    known = true_vocabulary(args)
+    kept = stored
+    if stored > rows and known is not None and known <= stored:
+        kept = max(rows, known)
+    elif stored > rows and args is not None:
+        step = getattr(args, "make_vocab_size_divisible_by", None) or 128
+        step *= getattr(args, "tensor_model_parallel_size", None) or 1
+        if math.ceil(rows / step) * step == stored:
+            kept = rows
+            logger.warning(
+                "rows %d to %d of the vocabulary are left out as padding to a multiple of %d; if the training added "
+                "tokens, pass a --hf-model whose config.json has them in vocab_size",
+                rows, stored - 1, step,
+            )  # fmt: skip
+    if beyond := _token_beyond(config, kept):
+        raise ValueError(
+            f"{payload.path} was trained with {kept} rows of the vocabulary, and {beyond} of config.json has none: "
+            "pass the model whose tokenizer it was trained with as --hf-model (source_path)"
+        )
+    config.vocab_size = kept
+    return kept != rows
+
+
+def stored_rows(payload: Payload) -> int | None:
+    """Return how many rows the embedding of a payload has, None if there is none or several."""
+    shapes = weights.weight_shapes(payload.metadata) if payload.metadata else {}
+    found = {shape[0] for name, (shape, _) in shapes.items() if name.endswith("embedding.word_embeddings.weight")}
+    return found.pop() if len(found) == 1 else None
+
+
+def has_prediction_layers(payload: Payload) -> bool:
+    """Return whether a payload has layers for multi-token prediction, which a config may name and weights may lack."""
+    return any("mtp." in name for name in (weights.weight_shapes(payload.metadata) if payload.metadata else ()))
+
+
+def follow_precision(payload: Payload, config: Any) -> dict[str, bool]:
+    """Return the fields of a model provider with the precision that keeps every weight, and tell it to the config."""
+    known = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": None}
+    shapes = weights.weight_shapes(payload.metadata) if payload.metadata else {}
+    stored = {f"torch.{dtype.removeprefix('torch.')}" for name, (shape, dtype) in shapes.items() if len(shape) > 1}
+    stored = {dtype for dtype in stored if dtype in known}
+    if not stored:
+        return {}
+    dtype = stored.pop() if len(stored) == 1 else "torch.float32"
+    config.dtype = getattr(torch, dtype.removeprefix("torch."))
+    return {name: known[dtype] == name for name in ("bf16", "fp16")}
+
+
+def follow_length(config: Any, args: Namespace | None) -> None:
+    """Take a larger context length. Sequences of a fine-tuning are often short, and say nothing of the model."""
+    length, known = getattr(args, "max_position_embeddings", None), getattr(config, "max_position_embeddings", None)
+    if isinstance(length, int) and isinstance(known, int) and length > known:
+        config.max_position_embeddings = length
+
+
+def true_vocabulary(args: Namespace | None) -> int | None:
+    """Return the number of tokens that a training's tokenizer has, None where its args don't say and it is gone.
+
+    Args:
+        args: Args of a checkpoint. `vocab_size` is a flag for tokenizers without files, of which "Null" ones add one
+            token (core 0.19); others are looked up at `tokenizer_model`.
+    """
+    size, kind = getattr(args, "vocab_size", None), str(getattr(args, "tokenizer_type", None) or "")
+    found = [size + kind.startswith("Null")] if isinstance(size, int) else []
+    model = getattr(args, "tokenizer_model", None)
+    if isinstance(model, str) and Path(model).is_dir():
+        found.append(max(token_ids(Path(model)), default=-1) + 1)
+    return max(found, default=0) or None
+
+
+def _token_beyond(config: Any, rows: int) -> str | None:
+    """Return the first token of a config that a vocabulary of so many rows lacks, as `key NUMBER`."""
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, key, None)
+        for token in value if isinstance(value, list) else [value]:
+            if isinstance(token, int) and token >= rows:
+                return f"{key} {token}"
+    return None

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""While a checkpoint is exported, the config of the bridge is what its args and weights say."""
+
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import hf_config
+
+from megatron.bridge import AutoBridge
+from megatron.bridge.models.conversion import trained_config
+from megatron.bridge.models.conversion.trained_weights import true_vocabulary
+from megatron.bridge.release_checkpoint.args import megatron_lm_args
+
+
+BASE = {"max_position_embeddings": 256, "rope_theta": 500000.0, "rms_norm_eps": 1e-5}
+
+
+def bridge(family: str = "llama-3", **changes: Any) -> AutoBridge:
+    return AutoBridge.from_hf_config(hf_config(family, **BASE | changes))
+
+
+def args_of(trained: AutoBridge) -> Namespace:
+    """Return the args with which a training of this model saves."""
+    return megatron_lm_args(trained.to_megatron_provider(load_weights=False))
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that gives the config of a bridge while it exports a checkpoint, and the overrides."""
+
+    def export(
+        onto: AutoBridge, args: Namespace | None, rows: int = 384, layers: int = 2, dtype: str = "float32"
+    ) -> tuple[Any, dict[str, Any]]:
+        tensors = {
+            "embedding.word_embeddings.weight": ((rows, 64), dtype),
+            "decoder.layers.self_attention.linear_proj.weight": ((layers, 64, 64), dtype),
+        }
+        payload = SimpleNamespace(path=tmp_path, args=args, metadata=SimpleNamespace(tensors=tensors))
+        monkeypatch.setattr(trained_config, "examine_payload", lambda folder: payload)
+        monkeypatch.setattr(trained_config, "is_payload", lambda folder: True)
+        monkeypatch.setattr(trained_config, "resolve_checkpoint", str)
+        before = onto.hf_pretrained.to_dict()
+        with trained_config.as_trained(onto, tmp_path):
+            found = onto.hf_pretrained, trained_config.overrides(onto)
+        assert onto.hf_pretrained.to_dict() == before and trained_config.overrides(onto) == {}
+        return found
+
+    return export
+
+
+CHANGES = [
+    {"rope_theta": 20000.0},
+    {"rope_theta": 20000.0, "rms_norm_eps": 1e-3},
+    {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    {"tie_word_embeddings": True},
+    {"num_key_value_heads": 1},
+    {"intermediate_size": 96},
+    {"num_hidden_layers": 4},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_the_config_has_what_was_trained(exported: Any, changes: dict[str, Any]) -> None:
+    trained = bridge(**changes)
+    config, _ = exported(bridge(), args_of(trained), layers=changes.get("num_hidden_layers", 2))
+    after = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
+    assert vars(megatron_lm_args(after)) == vars(args_of(trained))
+
+
+def test_a_scaling_that_was_left_out_is_gone(exported: Any) -> None:
+    """Whoever forgets --use-rope-scaling trains without it."""
+    config, _ = exported(bridge("llama-3.1"), args_of(bridge(rope_theta=500000.0)))
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500000.0}
+
+
+def test_what_is_the_same_changes_nothing(exported: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config, overrides = exported(bridge(), args_of(bridge()))
+    assert {**config.to_dict(), "dtype": None} == {**bridge().hf_pretrained.to_dict(), "dtype": None}
+    assert overrides == {"bf16": False, "fp16": False}
+    assert "what was trained" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"add_qkv_bias": True}, "attention_bias is True, expected False"),
+        ({"qk_layernorm": True}, "qk_layernorm is True in the checkpoint and False"),
+        ({"rotary_percent": 0.5}, "rope"),
+        ({"swiglu": False}, "activation is 'another'"),
+        ({"position_embedding_type": "learned_absolute"}, "'learned_absolute'"),
+        ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is True"),
+        ({"num_layers": 3}, "num_layers is 3 by the args and 2 in the weights"),
+    ],
+)
+def test_what_the_config_cannot_say_is_refused(exported: Any, change: dict[str, Any], words: str) -> None:
+    args = Namespace(**vars(args_of(bridge())) | change)
+    with pytest.raises(ValueError) as error:
+        exported(bridge(), args)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+VOCABULARY = [
+    (256, {}, 256, ""),
+    (512, {}, 512, ""),
+    (512, {"vocab_size": 400}, 400, ""),
+    (512, {"vocab_size": 380}, 384, ""),
+    (512, {"tensor_model_parallel_size": 2}, 384, "rows 384 to 511 of the vocabulary are left out as padding"),
+    (512, {"tensor_model_parallel_size": 2, "vocab_size": 400}, 400, ""),
+]
+
+
+@pytest.mark.parametrize(("stored", "said", "rows", "words"), VOCABULARY)
+def test_rows_of_the_vocabulary(
+    exported: Any, caplog: pytest.LogCaptureFixture, stored: int, said: dict[str, Any], rows: int, words: str
+) -> None:
+    """No row is invented, and none is dropped that the args don't say to be padding."""
+    args = Namespace(**vars(args_of(bridge())) | said | {"padded_vocab_size": stored})
+    config, overrides = exported(bridge(), args, rows=stored)
+    assert config.vocab_size == rows and overrides["vocab_size"] == rows and not overrides["should_pad_vocab"]
+    assert words in caplog.text
+
+
+def test_tokens_without_a_row_are_refused(exported: Any) -> None:
+    with pytest.raises(ValueError, match="pad_token_id 300 of config.json has none"):
+        exported(bridge(pad_token_id=300), args_of(bridge()), rows=256)
+
+
+def test_without_args_the_shapes_decide(exported: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config, overrides = exported(bridge(), None, rows=512, dtype="bfloat16")
+    assert (config.vocab_size, config.dtype) == (512, torch.bfloat16)
+    assert overrides["bf16"] and "holds no Megatron-LM args" in caplog.text
+    with pytest.raises(
+        ValueError, match="holds other weights than its config.json: num_layers is 2 by the args and 3"
+    ):
+        exported(bridge(), None, layers=3)
+
+
+@pytest.mark.parametrize(("length", "found"), [(128, 256), (1024, 1024)])
+def test_a_context_length_is_never_lowered(exported: Any, length: int, found: int) -> None:
+    args = Namespace(**vars(args_of(bridge())) | {"max_position_embeddings": length})
+    assert exported(bridge(), args)[0].max_position_embeddings == found
+
+
+def test_a_null_tokenizer_adds_a_token() -> None:
+    assert true_vocabulary(Namespace(vocab_size=383, tokenizer_type="NullTokenizer")) == 384
+    assert true_vocabulary(Namespace(tokenizer_model="org/model")) is None
