@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.bridge.models.conversion.config_check import remarks
-from megatron.bridge.models.conversion.config_keys import FAMILIES
+from megatron.bridge.models.conversion.rope_scaling import own_config
 from megatron.bridge.release_checkpoint import proof as records
 from megatron.bridge.release_checkpoint.payload import examine_payload
 from megatron.bridge.utils.common_utils import get_rank_safe
@@ -81,8 +81,7 @@ def start(bridge: Any, source: str | os.PathLike, verify: bool | None, strict: b
         return
     running.source, running.strict, running.wanted = str(source), strict, bool(verify)
     running.trust_remote_code = bool(options.get("trust_remote_code"))
-    keys = FAMILIES.get(config.model_type)
-    running.known = tuple(remarks(config, keys)) if keys is not None and not keys.unsaid else ()
+    running.known = tuple(remarks(own_config(config)))
     if not verify:
         logger.info("No comparison has covered %s: a small twin of the model is compared meanwhile", ", ".join(news))
         running.twin = Process("prove", "megatron.bridge.verify.beside")
