@@ -23,5 +23,7 @@ seconds and more, most of it for what Megatron Core and transformers import for 
     unchanged=["AutoBridge and Bridge's scripts."],
     tested=["What is deferred is there when it is used; an import of Llama loads none of it."],
     tests={"tests/unit/bridge/test_deferred.py": "cli/"},
+    limit=600,
+    limit_reason="What is deferred, and how, is only right for what an import does; one test shows both.",
     stands_on=["command-repair", "lazy-models"],
 )
