@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from megatron.bridge.cli import main
@@ -25,3 +26,12 @@ def test_a_folder_that_exists_is_refused(tmp_path: Path):
 def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path):
     assert "can't be loaded" in export(tmp_path / "c", tmp_path / "hf")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from megatron.bridge.cli import export as subcommand
+    from megatron.bridge.training.utils import checkpoint_utils
+
+    monkeypatch.setattr(checkpoint_utils, "get_hf_model_id_from_checkpoint", lambda path: str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match="gone, from which .* is no folder here: pass it with --hf-model"):
+        subcommand._imported_from(tmp_path)

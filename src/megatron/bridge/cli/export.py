@@ -94,4 +94,7 @@ def _imported_from(out: Path) -> str:
     source = get_hf_model_id_from_checkpoint(str(out))
     if source is None:
         raise ValueError(f"{out} doesn't name the Hugging Face model that it came from. Pass it with --hf-model.")
+    # A name on the hub has one slash at most.
+    if (source.startswith((".", "~", "/")) or source.count("/") > 1) and not Path(source).expanduser().is_dir():
+        raise ValueError(f"{source}, from which {out} was imported, is no folder here: pass it with --hf-model.")
     return source
