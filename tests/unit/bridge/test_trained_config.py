@@ -88,7 +88,7 @@ def test_what_is_the_same_changes_nothing(exported: Any, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"add_qkv_bias": True}, "attention_bias is True, expected False"),
+        ({"add_qkv_bias": True}, "attention_bias is True"),
         ({"qk_layernorm": True}, "qk_layernorm is True in the checkpoint and False"),
         ({"rotary_percent": 0.5}, "rope"),
         ({"swiglu": False}, "activation is 'another'"),
