@@ -138,9 +138,11 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
         return
     if model_class is None or not isinstance(hf_config, model_class.config_class):
         return
+    from transformers.initialization import no_init_weights
+
     try:
         # On the meta device an initialization sets nothing, and imports sympy.
-        with _quiet_transformers(), transformers.initialization.no_init_weights():
+        with _quiet_transformers(), no_init_weights():
             model, seen = model_class.from_pretrained(
                 None,
                 config=hf_config,
