@@ -40,7 +40,13 @@ what is wrong. Weights with NaN or infinity are warned of.
             [
                 insert_first(
                     "AutoBridge.import_ckpt",
-                    "from megatron.bridge.models.conversion.hf_checkpoint import check_hf_checkpoint, has_tokenizer\n",
+                    "from megatron.bridge.models.conversion.hf_checkpoint import (\n"
+                    "    check_hf_checkpoint,\n"
+                    "    has_tokenizer,\n"
+                    "    local_path,\n"
+                    ")\n"
+                    "\n"
+                    "hf_model_id = local_path(hf_model_id)\n",
                 ),
                 insert_before(
                     "AutoBridge.import_ckpt",

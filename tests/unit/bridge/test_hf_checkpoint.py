@@ -11,7 +11,7 @@ from tiny_models import save_hf_model
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.hf_checkpoint import check_hf_checkpoint
+from megatron.bridge.models.conversion.hf_checkpoint import check_hf_checkpoint, local_path
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +119,10 @@ def test_names_that_transformers_maps_are_no_error(tmp_path):
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(hf)
     assert any(name.startswith("visual.") for name in load_file(hf / "model.safetensors"))
     check_hf_checkpoint(hf)
+
+
+def test_a_relative_folder_is_remembered_by_its_absolute_path(tmp_path, monkeypatch):
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert local_path("models/llama") == str(tmp_path / "models" / "llama")
+    assert local_path("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"

@@ -42,6 +42,11 @@ from megatron.bridge.repair.problems import problems
     metavar="SIZE",
     help="Write weight files of at most this size, such as 5GB. Default: divide the weights as the source does.",
 )
+@click.option(
+    "--no-strict",
+    is_flag=True,
+    help="Leave out tensors that the Hugging Face model has no place for, with a warning. Default: stop at them.",
+)
 @TRUST
 @click.pass_context
 def command(
@@ -52,6 +57,7 @@ def command(
     overwrite: bool,
     dtype: str | None,
     max_shard_size: str | None,
+    no_strict: bool,
     trust_remote_code: bool,
 ) -> None:
     """Export the checkpoint at OUT, imported or trained, as a Hugging Face model at HF_OUT.
@@ -80,10 +86,12 @@ def command(
         source = hf_model or _imported_from(out)
         options = {"trust_remote_code": True} if trust_remote_code else {}
         bridge = AutoBridge.from_hf_pretrained(source, **options)
-        rewriting = {"dtype": getattr(torch, dtype)} if dtype else {}
+        asked = {"dtype": getattr(torch, dtype)} if dtype else {}
         if max_shard_size:
-            rewriting["max_shard_size"] = max_shard_size
-        bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite, **rewriting)
+            asked["max_shard_size"] = max_shard_size
+        if no_strict:
+            asked["strict"] = False
+        bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite, **asked)
     click.echo(f"Wrote {hf_out}: a Hugging Face model, {human_bytes(folder_size(hf_out))}.")
 
 

@@ -34,6 +34,11 @@ _SIZES = {
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 
+def local_path(model: str | os.PathLike) -> str | os.PathLike:
+    """Return the absolute path of a folder, which an export elsewhere finds again, and a name on the hub as it is."""
+    return os.path.abspath(model) if os.path.isdir(model) else model
+
+
 def check_hf_checkpoint(model: str | os.PathLike, trust_remote_code: bool | None = None) -> None:
     """Refuse a local Hugging Face checkpoint that can't be imported. Reads headers and configs, no weights.
 
