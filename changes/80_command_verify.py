@@ -21,7 +21,7 @@ said by flags, differs, or not proved.
         "export, with the Hugging Face model.",
     ],
     unchanged=["AutoBridge and Bridge's scripts."],
-    tested=["Releases of 14 families on the CPU; every combination of answers of both models."],
+    tested=["A release of Llama 3 on the CPU; every combination of answers of both models."],
     notes=[
         "megatron-core before 0.19 has no builder of Megatron-LM's models in its wheel: the verdict is then not proved."
     ],
