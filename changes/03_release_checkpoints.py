@@ -75,6 +75,7 @@ Write `release/` with the tracker `release` and complete args by default.
                     "save_checkpoint",
                     assign("checkpoint_name"),
                     "if writer is not None:\n    checkpoint_name = writer.stage()",
+                    done=call("writer.stage"),
                 ),
                 insert_after(
                     "save_checkpoint",

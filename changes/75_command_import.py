@@ -25,5 +25,5 @@ seconds and more, most of it for what Megatron Core and transformers import for 
     tests={"tests/unit/bridge/test_deferred.py": "cli/"},
     limit=600,
     limit_reason="What is deferred, and how, is only right for what an import does; one test shows both.",
-    stands_on=["command-repair", "lazy-models"],
+    stands_on=["command-repair", "lazy-models", "export-staging"],
 )

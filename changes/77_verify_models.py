@@ -28,5 +28,5 @@ asks of CUDA is answered by the CPU, in a process that does nothing else.
         "Megatron-LM's logits of Llama 3, GPT-OSS, DeepSeek-V3, and Gemma are those of transformers within 5e-5, on the CPU."
     ],
     tests={"tests/unit/bridge/test_verify_without_cuda.py": "verify/"},
-    stands_on=["release-checkpoints"],
+    stands_on=["release-checkpoints", "local-layers"],
 )

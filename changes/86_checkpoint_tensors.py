@@ -24,5 +24,5 @@ it, and `torch.load` on the meta device says where the values of a chunk are.
     changes=["Nothing yet: later changes use it."],
     tested=["Tensors that one rank or several have saved, cut along each axis, with padding, and damaged files."],
     tests={"tests/unit/bridge/test_streaming_checkpoint.py": "models/"},
-    stands_on=["import-plan"],
+    stands_on=["import-plan", "in-process-save"],
 )

@@ -29,7 +29,7 @@ model of one rank. No pickle of them is run. Refuse fsdp_dtensor by name.
         ),
     ],
     modules=["models/conversion/streaming/other_formats.py"],
-    stands_on=["payload-facts", "checkpoint-tensors", "trained-checkpoints"],
+    stands_on=["payload-facts", "checkpoint-tensors", "trained-checkpoints", "untrusted-checkpoints"],
     problem=(
         "`export_ckpt` reads torch_dist only. What Megatron-LM's tools/checkpoint and older trainings have left has a file for "
         "each rank (`mp_rank_00_000/model_optim_rng.pt`), and what FSDP2 trains is torch_dcp."

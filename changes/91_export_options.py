@@ -37,7 +37,7 @@ dtype, and a value that it can't hold is an error.
         )
     ],
     modules=["models/conversion/streaming/rewrite.py"],
-    stands_on=["safetensors-files", "export-staging", "source-config"],
+    stands_on=["safetensors-files", "export-staging", "source-config", "casts"],
     problem="`AutoBridge.export_ckpt` writes the dtype of the checkpoint, in files as the source has them.",
     changes=["`AutoBridge.export_ckpt` takes `dtype` and `max_shard_size`."],
     unchanged=["Exports without them."],

@@ -319,15 +319,23 @@ def insert_before(
     return Edit(f"insert before {_describe(node, scope)}", apply, releases, scope, node)
 
 
-def insert_after(scope: str, node: syntax.Matcher, statements: str, *, count: int = 1, releases: str = "") -> Edit:
-    """Inserts `statements` after the statement that holds `node`; `count` counts the statements."""
-    return Edit(
-        f"insert after {_describe(node, scope)}",
-        lambda module: _insert(module, scope, node, statements, count, before=False),
-        releases,
-        scope,
-        node,
-    )
+def insert_after(
+    scope: str,
+    node: syntax.Matcher,
+    statements: str,
+    *,
+    done: syntax.Matcher | None = None,
+    count: int = 1,
+    releases: str = "",
+) -> Edit:
+    """Inserts `statements` after the statement that holds `node`, as `insert_before` does before it."""
+
+    def apply(module: cst.Module) -> cst.Module:
+        if done is not None and syntax.find(module, scope, done):
+            return module
+        return _insert(module, scope, node, statements, count, before=False)
+
+    return Edit(f"insert after {_describe(node, scope)}", apply, releases, scope, node)
 
 
 def insert_first(scope: str, statements: str, *, done: syntax.Matcher | None = None, releases: str = "") -> Edit:

@@ -88,10 +88,16 @@ def overwrite_after(there) -> bool:
     return there is not None
 
 
+def interrupt() -> None:
+    # A job in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
 def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, over):  # noqa: F811
     hf = prepare(tmp_path / "hf", over)
     with pytest.raises(KeyboardInterrupt):
-        export(hf, over, then=partial(signal.raise_signal, signal.SIGINT))
+        export(hf, over, then=interrupt)
     assert_unharmed(hf, over)
 
 

@@ -50,7 +50,7 @@ def test_a_model_with_another_shape_is_refused(release, tmp_path, caplog):
         other = AutoBridge.from_hf_pretrained(save_hf_model(tmp_path / "hf", intermediate_size=96))
         load = with_process_group(other.load_megatron_model)
         with pytest.raises(
-            ValueError, match=r"linear_fc1.weight in the shape \(2, 256, 64\), the model in \(2, 192, 64\)"
+            ValueError, match=r"linear_fc1.weight in the shape \[2, 256, 64\], the model in \[2, 192, 64\]"
         ):
             load(release / "release", streaming=True)
     finally:

@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from click.testing import CliRunner, Result
 
 import megatron.bridge
 from megatron.bridge.cli import main
+from megatron.bridge.models.hf_pretrained.export_staging import exports_whole
 from megatron.bridge.release_checkpoint.examine import Checkpoint, examine
 from megatron.bridge.release_checkpoint.files import HOST, Staging
 from megatron.bridge.release_checkpoint.metadata import read_metadata
@@ -1005,6 +1007,9 @@ class Bridge:
         logging.getLogger("megatron.bridge.training.release_checkpoint").warning("could not be removed")
         self.convert(Path(out))
 
+    hf_pretrained = SimpleNamespace()
+
+    @exports_whole
     def export_ckpt(self, out: Path, hf_out: Path, **options: Any) -> None:
         self.import_ckpt("", hf_out)
 
@@ -1035,7 +1040,7 @@ def test_export_that_ends_early_leaves_nothing(
     interrupted: BaseException, build: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def convert(folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "model.safetensors").write_text("half")
         raise interrupted
 
@@ -1055,7 +1060,7 @@ def test_export_refuses_a_folder_that_is_there(build: Callable, tmp_path: Path):
     (tmp_path / "hf" / "config.json").write_text("{}")
     result = invoke("export", build(tmp_path / "c"), tmp_path / "hf")
     assert result.exit_code == 1
-    said = "exists; expected no such path, or an empty folder. Pass a different output path."
+    said = "exists, expected no such path, or an empty folder: pass a different path, or --overwrite (overwrite=True)"
     assert result.stderr == f"Error: {tmp_path / 'hf'} {said}\n"
 
 

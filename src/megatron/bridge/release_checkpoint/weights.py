@@ -69,7 +69,9 @@ def contradictions(args: Namespace | None, metadata: Metadata | None) -> list[st
     experts = rows("mlp.router.weight")
     if experts and hasattr(args, "num_experts"):
         compared["num_experts"] = given("num_experts") or 0, experts
-    elif layers and given("num_experts") and not any("expert" in found[2] for found, _ in layers):
+    elif (
+        layers and given("num_experts") and _has_routers(args) and not any("expert" in found[2] for found, _ in layers)
+    ):
         compared["num_experts"] = given("num_experts"), {0}
     heads, size = given("num_attention_heads"), given("kv_channels")
     grouped = getattr(args, "group_query_attention", None)
@@ -85,6 +87,12 @@ def contradictions(args: Namespace | None, metadata: Metadata | None) -> list[st
         for name, (value, found) in compared.items()
         if value is not None and found and value not in found
     ]
+
+
+def _has_routers(args: Namespace) -> bool:
+    """Return whether a layer has experts: a list says so for each layer, and anything else means some have."""
+    frequency = getattr(args, "moe_layer_freq", None)
+    return any(frequency) if isinstance(frequency, list) else True
 
 
 def weight_shapes(metadata: Metadata) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -16,6 +16,7 @@ import torch
 from megatron.bridge.release_checkpoint.files import Staging, sync, write_new
 from megatron.bridge.release_checkpoint.layout import (
     BRIDGE_TRACKER,
+    INCOMPLETE,
     RELEASE,
     TRACKER,
     as_path,
@@ -164,6 +165,9 @@ class ReleaseWriter:
         # Bridge's own tracker would point its readers at an iteration of an earlier import.
         (self.root / BRIDGE_TRACKER).unlink(missing_ok=True)
         new_tracker.replace(tracker)
+        # A killed repair leaves it.
+        if (partial := self.root / f"{TRACKER}{INCOMPLETE}").is_file():
+            partial.unlink()
         sync(self.root)
         try:
             self.discard()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which configs need no proof, because Megatron-LM's logits of such a model were compared with transformers'.
 
-`PROVED` follows from the rows of tests/functional/variants.py that are published; a test compares both. Words of a
-config count by value, numbers by class: 0, 1, or any other.
+Each row is a config that was compared. Words of a config count by value, numbers by class: 0, 1, or any other.
 """
 
 from collections.abc import Iterator

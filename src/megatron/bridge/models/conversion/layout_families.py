@@ -34,7 +34,7 @@ OWN_LAYERS = frozenset(
         *("Llama", "Mistral", "Nemotron", "Olmoe", "Qwen2", "Qwen3", "Qwen3Moe", "SarvamMoE"),
     )
 )
-"""Architectures whose models Megatron Core's own layers make, bit for bit (docs/compatibility.md)."""
+"""Architectures whose models Megatron Core's own layers make, bit for bit."""
 _TO_FIND_A_CONFIG = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 
