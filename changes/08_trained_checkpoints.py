@@ -6,6 +6,7 @@ from fork.edits import (
     File,
     add_import,
     assign,
+    call,
     expression,
     ifs,
     insert_after,
@@ -82,6 +83,7 @@ Hugging Face config. Find the base of adapters in the root that they share.
                     "\n"
                     "if lacks_run_config(checkpoint_path):\n"
                     "    return load_with_hf_config(self, checkpoint_path, mp_overrides)",
+                    done=call("load_with_hf_config"),
                 ),
                 insert_before(
                     "AutoBridge.from_auto_config",

@@ -48,7 +48,7 @@ transformers' model. export_ckpt is strict now; strict=False warns.
                 ),
                 wrap(
                     "AutoBridge.save_hf_weights",
-                    expression(IN_FILES),
+                    expression(f"{HAS_SOURCE} and {IN_FILES}"),
                     "{} and export_account.has_files_of_source(self)",
                     releases=">=0.5",
                 ),

@@ -61,5 +61,5 @@ parameter.
     changes=["`load_megatron_model(streaming=True)` returns a model whose parameters are read when they are used."],
     tested=["Such a model has the values of a model that is loaded as before."],
     tests={"tests/unit/bridge/test_streaming_load.py": "models/"},
-    stands_on=["other-formats-export", "transformer-engine-keys"],
+    stands_on=["other-formats-export", "transformer-engine-keys", "export-account"],
 )

@@ -83,6 +83,9 @@ def facts(args: Namespace) -> dict[str, Any]:
             found[field] = getattr(args, name)
     for table, wanted in ((_EXPERTS, experts), (_LATENT, latent)):
         found |= {name: _or(args, name, table[name]) for name in table if wanted and hasattr(args, name)}
+    # The experts have the size of a dense layer if they have none of their own (TransformerConfig, core 0.19).
+    if "moe_ffn_hidden_size" in found and found["moe_ffn_hidden_size"] is None:
+        found["moe_ffn_hidden_size"] = found.get("ffn_hidden_size")
     found |= {name: getattr(args, name) for name in UNSAID if hasattr(args, name)}
     for name, value in (*_heads(args, latent), *_layers(args, experts)):
         found[name] = value

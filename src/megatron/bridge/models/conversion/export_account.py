@@ -215,11 +215,19 @@ def expected_of(bridge: "AutoBridge") -> Expected | None:
     except Exception as error:  # a model class may refuse a config for any reason
         logger.debug("transformers has no model of %s: %s", config, error)
         found = None
-    names = [] if found else [name for name in _names_of_source(bridge) if not _SCALE.search(name)]
+    names = [name for name in _names_of_source(bridge) if not _SCALE.search(name)]
+    # transformers may load its model from other names than it has in memory; Bridge writes those of the source.
+    renamed = found and names and not is_quantized(config) and not found.shapes.keys() <= set(names)
+    found = None if renamed else found
     needed = [
         name for name in names if not accounting.NOT_NEEDED.search(name) and not accounting.PREDICTION.match(name)
     ]
     return found or (Expected(dict.fromkeys(needed), frozenset(names), ()) if names else None)
+
+
+def is_quantized(config: Any) -> bool:
+    """Return whether a config says that the stored weights are quantized, under names of their own."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 def has_files_of_source(bridge: "AutoBridge") -> bool:
