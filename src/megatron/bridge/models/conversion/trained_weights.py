@@ -73,7 +73,9 @@ def follow_precision(payload: Payload, config: Any) -> dict[str, bool]:
     """Return the fields of a model provider with the precision that keeps every weight, and tell it to the config."""
     known = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": None}
     shapes = weights.weight_shapes(payload.metadata) if payload.metadata else {}
-    stored = {f"torch.{dtype.removeprefix('torch.')}" for name, (shape, dtype) in shapes.items() if len(shape) > 1}
+    # Vectors are stacked by layer. Those of routers are in float32, whatever the model's dtype.
+    shapes = {name: found for name, found in shapes.items() if len(found[0]) > 1 and not name.endswith("expert_bias")}
+    stored = {f"torch.{dtype.removeprefix('torch.')}" for _, dtype in shapes.values()}
     stored = {dtype for dtype in stored if dtype in known}
     if not stored:
         return {}
