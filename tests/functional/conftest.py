@@ -13,8 +13,6 @@ import pytest
 sys.dont_write_bytecode = False
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# The proof of an import takes half a minute. The rows compute with Megatron-LM themselves.
-os.environ.setdefault("MEGATRON_BRIDGE_IN_PROOF", "1")
 
 import matrix  # noqa: E402
 import models  # noqa: E402

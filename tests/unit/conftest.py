@@ -3,7 +3,6 @@
 
 import io
 import json
-import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -14,16 +13,6 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner
-
-
-# The proof of an import takes half a minute. The tests of proofs ask for theirs.
-os.environ["MEGATRON_BRIDGE_IN_PROOF"] = "1"
-
-
-@pytest.fixture(autouse=True)
-def proofs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "verify" in request.path.name:
-        monkeypatch.delenv("MEGATRON_BRIDGE_IN_PROOF")
 
 
 ARGS = {
