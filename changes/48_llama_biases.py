@@ -6,23 +6,14 @@ from fork.edits import File, assign, insert_after
 
 
 BIASES = """\
-mapping_list.extend(
-    [
-        QKVMapping(
-            megatron_param="decoder.layers.*.self_attention.linear_qkv.bias",
-            q="model.layers.*.self_attn.q_proj.bias",
-            k="model.layers.*.self_attn.k_proj.bias",
-            v="model.layers.*.self_attn.v_proj.bias",
-        ),
-        AutoMapping("decoder.layers.*.self_attention.linear_proj.bias", "model.layers.*.self_attn.o_proj.bias"),
-        GatedMLPMapping(
-            megatron_param="decoder.layers.*.mlp.linear_fc1.bias",
-            gate="model.layers.*.mlp.gate_proj.bias",
-            up="model.layers.*.mlp.up_proj.bias",
-        ),
-        AutoMapping("decoder.layers.*.mlp.linear_fc2.bias", "model.layers.*.mlp.down_proj.bias"),
-    ]
-)
+attention, mlp = "model.layers.*.self_attn.{}_proj.bias", "model.layers.*.mlp.{}_proj.bias"
+into = "decoder.layers.*.{}.bias"
+mapping_list += [
+    QKVMapping(into.format("self_attention.linear_qkv"), **{each: attention.format(each) for each in "qkv"}),
+    AutoMapping(into.format("self_attention.linear_proj"), attention.format("o")),
+    GatedMLPMapping(into.format("mlp.linear_fc1"), **{each: mlp.format(each) for each in ("gate", "up")}),
+    AutoMapping(into.format("mlp.linear_fc2"), mlp.format("down")),
+]
 """
 
 change = Change(

@@ -310,13 +310,7 @@ def insert_before(
 
     They are there already if `done` is in the scope: for statements that a later change edits.
     """
-
-    def apply(module: cst.Module) -> cst.Module:
-        if done is not None and syntax.find(module, scope, done):
-            return module
-        return _insert(module, scope, node, statements, count, before=True)
-
-    return Edit(f"insert before {_describe(node, scope)}", apply, releases, scope, node)
+    return _inserting(scope, node, statements, done, count, releases, before=True)
 
 
 def insert_after(
@@ -329,13 +323,7 @@ def insert_after(
     releases: str = "",
 ) -> Edit:
     """Inserts `statements` after the statement that holds `node`, as `insert_before` does before it."""
-
-    def apply(module: cst.Module) -> cst.Module:
-        if done is not None and syntax.find(module, scope, done):
-            return module
-        return _insert(module, scope, node, statements, count, before=False)
-
-    return Edit(f"insert after {_describe(node, scope)}", apply, releases, scope, node)
+    return _inserting(scope, node, statements, done, count, releases, before=False)
 
 
 def insert_first(scope: str, statements: str, *, done: syntax.Matcher | None = None, releases: str = "") -> Edit:
@@ -471,6 +459,25 @@ def nodes(matcher: object) -> list[Node]:
     if is_dataclass(matcher):
         inner = [getattr(matcher, each.name) for each in fields(matcher)]
     return [node for each in inner for node in nodes(each)]
+
+
+def _inserting(
+    scope: str,
+    node: syntax.Matcher,
+    statements: str,
+    done: syntax.Matcher | None,
+    count: int,
+    releases: str,
+    *,
+    before: bool,
+) -> Edit:
+    def apply(module: cst.Module) -> cst.Module:
+        if done is not None and syntax.find(module, scope, done):
+            return module
+        return _insert(module, scope, node, statements, count, before=before)
+
+    where = "before" if before else "after"
+    return Edit(f"insert {where} {_describe(node, scope)}", apply, releases, scope, node)
 
 
 def _insert(

@@ -142,10 +142,9 @@ def _yarn(args: Namespace, latent: bool) -> dict[str, Any]:
         scaling |= {"mscale": _or(args, "mscale", 1.0), "mscale_all_dim": _or(args, "mscale_all_dim", 0.0)}
         del scaling["truncate"]
     else:
-        grown = [0.1 * (scale if scale is not None else 1.0) * math.log(max(factor, 1.0)) + 1 for scale in scales]
-        scaling["attention_factor"] = grown[0] / grown[1] if None not in scales else grown[0]
-        if None in scales:
-            scaling["attention_factor"] = 0.1 * math.log(max(factor, 1.0)) + 1
+        growth = 0.1 * math.log(max(factor, 1.0))
+        over, under = (growth * scale + 1 for scale in (scales if None not in scales else (1.0, 0.0)))
+        scaling["attention_factor"] = over / under
     return {"rope_type": "yarn", "factor": factor, **scaling}
 
 

@@ -45,13 +45,19 @@ def _doubts(payload: Path) -> Iterator[str]:
         yield f"the source has tied embeddings and a {_HEAD!r} of its own"
 
 
-def _source(payload: Path) -> Path | None:
-    """Return the folder that a release was imported from, if it is still there."""
+def imported_from(payload: Path) -> str | None:
+    """Return the Hugging Face model that a payload's run config names: a folder, or a name on the hub."""
     try:
         found = _SOURCE.search((payload / RUN_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return Path(found[1]) if found and Path(found[1]).is_dir() else None
+    return found[1] if found and found[1] != "null" else None
+
+
+def _source(payload: Path) -> Path | None:
+    """Return the folder that a release was imported from, if it is still there."""
+    found = imported_from(payload)
+    return Path(found) if found and Path(found).is_dir() else None
 
 
 def _has_head(source: Path) -> bool:

@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from megatron.bridge.release_checkpoint.files import write_new
 from megatron.bridge.release_checkpoint.layout import INCOMPLETE, RUN_CONFIG, as_path
 
 
@@ -121,7 +122,7 @@ def record(payload: str | os.PathLike, **changes: Any) -> None:
         path.write_text(text, encoding="utf-8")
         return
     new = path.with_name(RUN_CONFIG + INCOMPLETE)
-    new.write_text(text, encoding="utf-8")
+    write_new(new, text.encode())
     new.replace(path)
 
 

@@ -2,6 +2,7 @@
 """The two models that Megatron Core makes of a release: Megatron-LM's, from the printed flags, and Bridge's own."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,8 @@ def megatron_lm_model(root: Path, flags: Sequence[str], length: int) -> Any:
     """
     from megatron.core import parallel_state
     from megatron.core.datasets import utils
-    from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training import get_args
-    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
-    from megatron.training.checkpointing import load_checkpoint
 
     utils.compile_helpers = lambda: None  # the wheel has no Makefile
     in_float32 = [flag for flag in flags if flag not in ("--bf16", "--fp16")]
@@ -39,6 +37,15 @@ def megatron_lm_model(root: Path, flags: Sequence[str], length: int) -> Any:
     args.moe_grouped_gemm = False
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
+    return loaded_model(args)
+
+
+def loaded_model(args: Namespace) -> Any:
+    """Build the GPT model of Megatron-LM's args, as `pretrain_gpt.py` of core 0.19 does, and load its checkpoint."""
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.checkpointing import load_checkpoint
+
     container = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
     builder = container.model.get_builder_cls()(container.model)
     groups = ProcessGroupCollection.use_mpu_process_groups()

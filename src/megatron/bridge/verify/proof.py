@@ -3,7 +3,6 @@
 
 import json
 import os
-import re
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
@@ -12,13 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from packaging.version import Version
 
 from megatron.bridge.release_checkpoint.args import NEVER_READ, READ
+from megatron.bridge.release_checkpoint.doubts import imported_from
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.flags import megatron_lm_flags, unsaid
-from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
 from megatron.bridge.release_checkpoint.payload import Payload
 from megatron.bridge.verify.memory import fits
 from megatron.bridge.verify.process import Process
@@ -170,10 +168,8 @@ def _short(answer: dict[str, Any]) -> str:
 
 
 def _imported_from(payload: Payload) -> str:
-    path = payload.path / RUN_CONFIG
-    found = re.search(r"^ +hf_model_id: (.+)$", path.read_text("utf-8"), re.MULTILINE) if path.is_file() else None
-    source = yaml.safe_load(found[1]) if found else None
-    if not isinstance(source, str):
+    source = imported_from(payload.path)
+    if source is None:
         raise ValueError(f"{payload.path} doesn't name the Hugging Face model that it came from: pass it (--hf-model)")
     return source
 

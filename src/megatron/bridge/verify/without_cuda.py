@@ -43,6 +43,11 @@ def answer_for_cuda() -> None:
     torch.cuda.current_device = lambda: torch.device("cpu")
     # Nothing is drawn: the state of dropout needs no care.
     CudaRNGStatesTracker.fork = lambda self, name="": contextlib.nullcontext()
+    let_local_layers_compute_all()
+
+
+def let_local_layers_compute_all() -> None:
+    """Let Megatron Core's local layers compute what only those of Transformer Engine do, until this process ends."""
     _let_attention_take_head_sizes()
     _let_norms_be_zero_centered()
 

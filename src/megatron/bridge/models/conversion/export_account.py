@@ -71,7 +71,7 @@ def expected_tensors(config: Any) -> Expected | None:
     if kind is None or not names[0].endswith("ForCausalLM"):
         return None
     config = copy.deepcopy(config)
-    if getattr(config, "quantization_config", None) is not None:
+    if is_quantized(config):
         del config.quantization_config
     with torch.device("meta"):
         model = kind(config)
