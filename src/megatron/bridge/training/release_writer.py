@@ -165,8 +165,9 @@ class ReleaseWriter:
         # Bridge's own tracker would point its readers at an iteration of an earlier import.
         (self.root / BRIDGE_TRACKER).unlink(missing_ok=True)
         new_tracker.replace(tracker)
-        # A killed repair leaves it.
-        if (partial := self.root / f"{TRACKER}{INCOMPLETE}").is_file():
+        # A killed repair leaves it. A link isn't from one.
+        partial = self.root / f"{TRACKER}{INCOMPLETE}"
+        if partial.is_file() and not partial.is_symlink():
             partial.unlink()
         sync(self.root)
         try:
