@@ -98,8 +98,7 @@ class Staging:
             self._lock = os.open(self.folder / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             with suppress(OSError):  # not all file systems have locks
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
-            text = f"{self.folder.name} is a folder of Megatron-Bridge, which writes {self.target} there.\n"
-            os.write(self._lock, os.fsencode(text))
+            os.write(self._lock, os.fsencode(f"Megatron-Bridge writes {self.target} in this folder.\n"))
             self.payload.mkdir()
         except BaseException:
             self.close()
