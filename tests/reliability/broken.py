@@ -231,7 +231,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         f"{SHARD} is not a file",
     ),
     # Code.
-    "pickles alone": (only_pickles, "pytorch_model.bin, a pickle that could run code"),
+    "pickles alone": (only_pickles, "pytorch_model.bin names posix.mkdir, which weights don't need"),
     "a pickle by the name of a shard": (pickled(SHARD), DAMAGED),
     "a pickle by the name of the config": (pickled("config.json"), NO_CONFIG),
     "code that nobody trusted": (remote_code, "pass trust_remote_code=True if"),

@@ -77,7 +77,8 @@ def command(
     if link_iter_0 and not release:
         raise click.UsageError("--link-iter-0 needs the layout release, found --layout iter. Drop one of the two.")
     _check(folder, out, release, overwrite)
-    expected = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    files = [*folder.glob("*.safetensors")] or folder.glob("pytorch_model*.bin")
+    expected = sum(file.stat().st_size for file in files)
     check_space(out, expected)
 
     def written() -> int:

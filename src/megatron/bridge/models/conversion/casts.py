@@ -12,9 +12,8 @@ import torch
 
 from megatron.bridge.models.conversion.accounting import Account
 from megatron.bridge.models.conversion.hf_checkpoint import is_finite
-from megatron.bridge.models.conversion.hf_files import some
+from megatron.bridge.models.conversion.hf_files import read_file, some
 from megatron.bridge.models.conversion.quantized import FLOAT8, is_scale
-from megatron.bridge.models.conversion.safetensors_header import read_header
 from megatron.bridge.release_checkpoint import proof
 
 
@@ -73,7 +72,7 @@ def check_pieces(key: str, tensor: Any) -> None:
             name = getattr(piece.source, "name", key)
             if path := getattr(piece.source, "path", None):
                 at = piece.source.offset + piece.start * piece.source.dtype.itemsize
-                name = next((name for name, each in read_header(path).items() if each.start <= at < each.stop), key)
+                name = next((name for name, each in read_file(path).items() if each.start <= at < each.stop), key)
             for block in replace(piece, casts=()).blocks(_BLOCK_BYTES):
                 check_cast(name, block, tensor.dtype)
 

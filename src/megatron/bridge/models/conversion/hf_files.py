@@ -2,32 +2,55 @@
 """The files of a local Hugging Face checkpoint: which there have to be, and which tensors they hold."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
-from megatron.bridge.models.conversion.safetensors_header import DTYPES, in_one_line, is_file, read_header
+from megatron.bridge.models.conversion import torch_files
+from megatron.bridge.models.conversion.safetensors_header import (
+    DTYPES,
+    StoredTensor,
+    in_one_line,
+    is_file,
+    read_header,
+)
 
 
 INDEX = "model.safetensors.index.json"
+_SAFETENSORS = ("model.safetensors", INDEX)
+_TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # The index of the largest models has some MB; more than this is not read into memory.
 _MAX_JSON_BYTES = 256 << 20
 
 
+def weight_names(path: Path) -> tuple[str, str]:
+    """Return how the file of all weights, or the index of several, would be called.
+
+    safetensors go before files of `torch.save`, as in transformers (`_get_resolved_checkpoint_files` of 5.12).
+    """
+    if any((path / name).is_file() for name in _SAFETENSORS) or not any((path / name).is_file() for name in _TORCH):
+        return _SAFETENSORS
+    return _TORCH
+
+
 def check_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return every tensor by name, on the meta device."""
-    index, single = path / INDEX, path / "model.safetensors"
+    single, index = (path / name for name in weight_names(path))
     if not index.is_file():
-        files = sorted(path.glob("*.safetensors"))
+        files = [single] if single.name in _TORCH else sorted(path.glob("*.safetensors"))
         if not files:
-            raise _no_weights(path)
+            raise FileNotFoundError(
+                f"{path} has no weights, expected *.safetensors or pytorch_model.bin: copy the whole checkpoint"
+            )
         return _merged({file: headers(file) for file in files})
     weight_map = read_json(index, "").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to files: copy the file again")
     if single.is_file() and single.name not in weight_map.values():
-        raise ValueError(f"{path} holds two sets of weights, {single.name} and those of {INDEX}: remove one of them")
+        raise ValueError(
+            f"{path} holds two sets of weights, {single.name} and those of {index.name}: remove one of them"
+        )
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(weight_map.values())):
         shard = path / name
@@ -39,17 +62,22 @@ def check_weights(path: Path) -> dict[str, torch.Tensor]:
         found = headers(shard)
         missing = {tensor for tensor, file in weight_map.items() if file == name} - found.keys()
         if missing:
-            raise ValueError(f"{shard} lacks {min(missing)!r}, which {INDEX} places there: copy the shard again")
+            raise ValueError(f"{shard} lacks {min(missing)!r}, which {index.name} places there: copy the shard again")
         tensors |= found
     return tensors
 
 
 def headers(file: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file on the meta device, packed ones as bytes."""
+    """Return the tensors of a file of weights on the meta device, packed ones as bytes."""
     return {
         name: torch.empty(entry.shape, dtype=DTYPES.get(entry.dtype, torch.uint8), device="meta")
-        for name, entry in read_header(file).items()
+        for name, entry in read_file(file).items()
     }
+
+
+def read_file(file: Path) -> Mapping[str, StoredTensor]:
+    """Return what a file of weights says of its tensors: a safetensors file, or one of `torch.save`."""
+    return torch_files.read_torch_file(file) if file.suffix == torch_files.SUFFIX else read_header(file)
 
 
 def read_json(path: Path, without: str) -> dict:
@@ -87,13 +115,3 @@ def _merged(files: dict[Path, dict[str, torch.Tensor]]) -> dict[str, torch.Tenso
         tensors |= found
         places |= dict.fromkeys(found, file.name)
     return tensors
-
-
-def _no_weights(path: Path) -> FileNotFoundError:
-    pickles = sorted(path.glob("*.bin"))
-    if not pickles:
-        return FileNotFoundError(f"{path} has no weights, expected *.safetensors: copy the whole checkpoint")
-    return FileNotFoundError(
-        f"{path} has {pickles[0].name}, a pickle that could run code, expected *.safetensors: if you trust it, "
-        "convert it with save_pretrained of transformers"
-    )

@@ -35,7 +35,7 @@ if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file.
+    """A tensor in a file of weights.
 
     Attributes:
         dtype: The format's name of its dtype, a key of `DTYPES` if PyTorch has that dtype.

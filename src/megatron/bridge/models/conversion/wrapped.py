@@ -51,7 +51,7 @@ def check_adapter(path: Path) -> None:
         content = None
     base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
     of = f" of {' '.join(str(base).split())[:200]}" if base else ""
-    beside = any(path.glob("model*.safetensors"))
+    beside = any(any(path.glob(name)) for name in ("model*.safetensors", "pytorch_model*.bin"))
     remedy = f"{_MERGE}, or remove {ADAPTER_CONFIG} to import the model without it" if beside else _MERGE
     raise ValueError(f"{path} has a PEFT adapter{of}{' beside its model' if beside else ''}: {remedy}")
 

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from megatron.bridge.models.conversion import torch_files
+from megatron.bridge.models.conversion.hf_files import read_file
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge, WeightConversionTask
-from megatron.bridge.models.conversion.safetensors_header import DTYPES, StoredTensor, read_header
+from megatron.bridge.models.conversion.safetensors_header import DTYPES, StoredTensor
 from megatron.bridge.models.conversion.streaming.sources import InFile
 from megatron.bridge.models.conversion.streaming.tensor import Computing, NeedsValues, PiecewiseTensor
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource, StateDict
@@ -90,7 +92,7 @@ class IgnoreMeta(TorchDispatchMode):
 
 
 class StoredState(StateDict):
-    """Hugging Face's tensors as they are stored in the safetensors files."""
+    """Hugging Face's tensors as they are stored in the files of their weights."""
 
     def __init__(self, source: SafeTensorsStateSource) -> None:
         super().__init__(source)
@@ -101,11 +103,19 @@ class StoredState(StateDict):
             return super().__getitem__(key)
         path = self.source.path / name
         if path not in self._headers:
-            self._headers[path] = read_header(path)
+            self._headers[path] = read_file(path)
         stored = self._headers[path][key]
         if stored.dtype not in DTYPES:
             raise TypeError(f"{key} in {path} has the dtype {stored.dtype}, which PyTorch lacks: convert it first")
-        return PiecewiseTensor.of(InFile(path, stored.start, DTYPES[stored.dtype]), stored.shape)
+        dtype = DTYPES[stored.dtype]
+        if stored.start < 0:
+            load = partial(_loaded, path, key)
+            return PiecewiseTensor.of(Computed(load, dtype), stored.shape)
+        return PiecewiseTensor.of(InFile(path, stored.start, dtype), stored.shape)
+
+
+def _loaded(path: Path, name: str) -> PiecewiseTensor:
+    return PiecewiseTensor.wrap(torch_files.load(path)[name])
 
 
 class LastUsed:

@@ -80,7 +80,7 @@ def _check(bridge: "AutoBridge", target: str | os.PathLike) -> None:
     if own is not MegatronModelBridge.load_weights_hf_to_megatron:
         raise CannotStream("its bridge has a loader of its own")
     if not isinstance(bridge.hf_pretrained.state.source, SafeTensorsStateSource):
-        raise CannotStream("its weights are not in safetensors files")
+        raise CannotStream("its weights are not in files")
 
 
 def _without_weights(bridge: "AutoBridge") -> list[MegatronModule]:
@@ -111,6 +111,6 @@ def _memory(bridge: "AutoBridge") -> str:
     """Say how much memory the import in memory takes, if the weights are in files of a known folder."""
     source = getattr(getattr(bridge.hf_pretrained, "state", None), "source", None)
     folder = Path(getattr(source, "path", None) or _name(bridge))
-    files = [*folder.glob("*.safetensors")] or folder.glob("*.bin")
+    files = [*folder.glob("*.safetensors")] or folder.glob("pytorch_model*.bin")
     size = sum(file.stat().st_size for file in files)
     return f" It takes about {size / 1e6:,.0f} MB of memory, the size of its weights." if size else ""
