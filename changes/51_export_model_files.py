@@ -2,7 +2,7 @@
 """The files that a release has kept come back at export."""
 
 from fork.change import Change
-from fork.edits import File, call, insert_after, insert_before
+from fork.edits import File, add_import, call, expression, insert_after, insert_before, wrap
 
 
 change = Change(
@@ -31,6 +31,17 @@ that is a model goes before what was kept.
                     "own_files = export_files.own_files(self, megatron_path, hf_path, source_path)",
                 ),
                 insert_after("AutoBridge.export_ckpt", call("self.save_hf_pretrained"), "own_files.give_back()"),
+                wrap("AutoBridge.export_ckpt", call("self.save_hf_pretrained"), "own_files.save_without(lambda: {})"),
+            ],
+        ),
+        File(
+            "models/hf_pretrained/base.py",
+            [
+                add_import("from megatron.bridge.models.hf_pretrained import export_files"),
+                *(
+                    wrap("PreTrainedBase.save_artifacts", expression(names), "export_files.artifacts(self, {})")
+                    for names in ("self.ARTIFACTS", "self.OPTIONAL_ARTIFACTS")
+                ),
             ],
         ),
     ],

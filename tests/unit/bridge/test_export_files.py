@@ -9,6 +9,7 @@ import transformers
 from test_model_files import STAYS, contents, publish_model, write
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.models.hf_pretrained.model_files import TOKENIZER, has_one_of, names_in
 
 
 def beside_weights(folder):
@@ -96,3 +97,22 @@ def test_links_in_a_release_are_not_followed(copy, hf_model, tmp_path, hostile):
         (kept / "LICENSE.txt").symlink_to("mine")
     target = export(AutoBridge.from_hf_pretrained(hf_model), copy, tmp_path / "out")
     assert not (target / "LICENSE.txt").exists()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_model_without_a_tokenizer_is_exported_without(hf_model, tmp_path, caplog, kept):
+    bare = Path(shutil.copytree(hf_model, tmp_path / "bare", ignore=shutil.ignore_patterns(*TOKENIZER, "*templates")))
+    AutoBridge.import_ckpt(bare, tmp_path / "root")
+    if not kept:
+        shutil.rmtree(tmp_path / "root/release/hf")
+    out = export(AutoBridge.from_hf_pretrained(bare), tmp_path / "root", tmp_path / "out")
+    assert (out / "config.json").is_file() and not has_one_of(names_in(out), *TOKENIZER)
+    assert "has no tokenizer, and the export has none" in caplog.text
+
+
+def test_what_is_replaced_is_not_loaded(root, hf_model, tmp_path, monkeypatch):
+    """A tokenizer or a processor takes seconds."""
+    bridge = AutoBridge.from_hf_pretrained(hf_model)
+    for name in ("_load_tokenizer", "_load_processor", "_load_image_processor"):
+        monkeypatch.delattr(type(bridge.hf_pretrained), name)
+    export(bridge, root, tmp_path)

@@ -3,6 +3,8 @@
 
 import logging
 import os
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +49,14 @@ class OwnFiles:
     before: dict[str, tuple[int, ...]]
     left: tuple[str, ...]
 
+    def save_without(self, save: Callable[[], None]) -> None:
+        """Call a function that saves a model, and let it pass over what these files replace."""
+        token = _replacing.set(self)
+        try:
+            save()
+        finally:
+            _replacing.reset(token)
+
     def give_back(self) -> None:
         """Put the files, but for the config, where the export has written, and remove what the model doesn't have.
 
@@ -59,6 +69,31 @@ class OwnFiles:
             if not is_one_of(name, *self.left):
                 (self.target / name).unlink()
         copy_files({name: path for name, path in self.files.items() if name != CONFIG}, self.target)
+
+
+# While an export saves, the files that go in the place of what it would save.
+_replacing: ContextVar[OwnFiles | None] = ContextVar("replacing_files", default=None)
+
+
+def artifacts(pretrained: Any, names: Sequence[str]) -> list[str]:
+    """Return which artifacts of a Hugging Face model are loaded and saved again.
+
+    To load a tokenizer or a processor takes seconds, and what an export replaces isn't loaded. A folder without a
+    tokenizer has none to save.
+
+    Args:
+        pretrained: The wrapper of the model.
+        names: The attributes of the wrapper that its class saves.
+    """
+    own = _replacing.get()
+    if own is not None and own.files:
+        kept = {"tokenizer": TOKENIZER, "generation_config": (GENERATION,)}
+        names = [name for name in names if has_one_of(own.left, *kept.get(name, ()))]
+    folder = Path(pretrained.model_name_or_path or "")
+    if "tokenizer" in names and (folder / CONFIG).is_file() and not has_one_of(names_in(folder), *TOKENIZER):
+        logger.warning("%s has no tokenizer, and the export has none", folder)
+        names = [name for name in names if name != "tokenizer"]
+    return list(names)
 
 
 def own_files(
