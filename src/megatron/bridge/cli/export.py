@@ -24,7 +24,7 @@ from megatron.bridge.repair.problems import problems
     "--hf-model",
     metavar="MODEL",
     help="Take the configuration from this Hugging Face model, a name on the hub or a folder: the one that was "
-    f"imported. Default: the model that {RUN_CONFIG} names.",
+    f"imported. Default: the model that {RUN_CONFIG} names, else a config.json made of Megatron-LM's args.",
 )
 @click.option(
     "--overwrite",
@@ -85,7 +85,12 @@ def command(
 
         source = hf_model or _imported_from(out)
         options = {"trust_remote_code": True} if trust_remote_code else {}
-        bridge = AutoBridge.from_hf_pretrained(source, **options)
+        if source is None and found.payload.args is not None:
+            bridge = AutoBridge.from_megatron_args(out)
+        elif source is None:
+            raise ValueError(f"{out} doesn't name the Hugging Face model that it came from. Pass it with --hf-model.")
+        else:
+            bridge = AutoBridge.from_hf_pretrained(source, **options)
         asked = {"dtype": getattr(torch, dtype)} if dtype else {}
         if max_shard_size:
             asked["max_shard_size"] = max_shard_size
@@ -95,13 +100,13 @@ def command(
     click.echo(f"Wrote {hf_out}: a Hugging Face model, {human_bytes(folder_size(hf_out))}.")
 
 
-def _imported_from(out: Path) -> str:
-    """Return the Hugging Face model that `run_config.yaml` names."""
+def _imported_from(out: Path) -> str | None:
+    """Return the Hugging Face model that `run_config.yaml` names, None if there is no such file."""
     from megatron.bridge.training.utils.checkpoint_utils import get_hf_model_id_from_checkpoint
 
     source = get_hf_model_id_from_checkpoint(str(out))
     if source is None:
-        raise ValueError(f"{out} doesn't name the Hugging Face model that it came from. Pass it with --hf-model.")
+        return None
     # A name on the hub has one slash at most.
     if (source.startswith((".", "~", "/")) or source.count("/") > 1) and not Path(source).expanduser().is_dir():
         raise ValueError(f"{source}, from which {out} was imported, is no folder here: pass it with --hf-model.")
