@@ -34,6 +34,8 @@ the config can say, and refuse what it can't.
         ),
     ],
     modules=["models/conversion/trained_config.py"],
+    limit=500,
+    limit_reason="one module, and a test of each value that a config can say or can't",
     problem=(
         "`AutoBridge.export_ckpt` of a checkpoint that Megatron-LM has trained with `--rotary-base 20000` writes the "
         "`rope_theta` of the model that was imported. Nothing warns."
@@ -43,6 +45,7 @@ the config can say, and refuse what it can't.
         "of the checkpoint, and names each key that it changes. A larger context length is taken, a smaller one isn't.",
         "What config.json can't say is an error before a weight is read, and so are args of other weights.",
         "The weights of an export have the dtype in which they are stored.",
+        "Rows of the vocabulary are left out only if a tokenizer says that they are padding.",
     ],
     unchanged=["The export of a checkpoint whose args are those of its config."],
     tested=["Megatron-LM trains with changed values; transformers' logits of the export equal Megatron-LM's."],

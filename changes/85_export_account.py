@@ -5,6 +5,7 @@ from fork.change import Change
 from fork.edits import (
     File,
     add_import,
+    assign,
     call,
     decorate,
     expression,
@@ -55,6 +56,17 @@ transformers' model. export_ckpt is strict now; strict=False warns.
             ],
         ),
         File(
+            "models/conversion/model_bridge.py",
+            [
+                add_import("from megatron.bridge.models.conversion import export_account"),
+                insert_after(
+                    "MegatronModelBridge.stream_weights_megatron_to_hf",
+                    assign("conversion_tasks"),
+                    "export_account.check_used(self, unwrapped_model_list, conversion_tasks)",
+                ),
+            ],
+        ),
+        File(
             "training/checkpointing.py",
             [
                 add_import("from megatron.bridge.models.conversion import export_account"),
@@ -68,10 +80,13 @@ transformers' model. export_ckpt is strict now; strict=False warns.
     ],
     modules=["models/conversion/export_account.py"],
     problem="`export_ckpt` onto a config with more layers ends in 83 lines of a traceback.",
-    changes=["`export_ckpt` refuses tensors without a place, and an export that lacks one, unless `strict=False`."],
+    changes=[
+        "`export_ckpt` refuses tensors without a place, and an export that lacks one, unless `strict=False`.",
+        "What the source doesn't name, and the trained config has, is exported: a head of its own, biases, more experts.",
+    ],
     unchanged=["Exports of what fits."],
     tested=["Every family that converts on a CPU has in its export what transformers saves."],
-    limit=450,
+    limit=600,
     limit_reason="one module, and a test of each tensor that it refuses",
     stands_on=["trained-config", "accounting", "transformer-engine-keys"],
     tests={"tests/unit/bridge/test_export_account.py": "models/conversion/test_export_account.py"},

@@ -5,20 +5,20 @@ from fork.change import Change
 from fork.edits import File, define, insert_before
 
 
+# The docstring stands as deep as in the class.
 FROM_ARGS = '''\
 @classmethod
 def from_megatron_args(cls, megatron_path: str | Path) -> "AutoBridge":
-    """
-    Create an AutoBridge from the args of a checkpoint that Megatron-LM has saved.
+    """Create an AutoBridge from the args of a checkpoint that Megatron-LM has saved.
 
-    The config is that of the first family whose model has all values of the args. It has no special tokens.
+        The config is that of the first family whose model has all values of the args. It has no special tokens.
 
-    Args:
-        megatron_path: Checkpoint root or payload folder.
+        Args:
+            megatron_path: Checkpoint root or payload folder.
 
-    Raises:
-        ValueError: The args don't say enough, or are those of another model.
-    """
+        Raises:
+            ValueError: The args don't say enough, or are those of another model.
+        """
     from megatron.bridge.models.conversion.args_config import config_of_args
 
     return cls.from_hf_config(config_of_args(megatron_path))
@@ -38,7 +38,7 @@ Llama, Mistral, Qwen 2, Qwen 3, Qwen 3 MoE, Nemotron, GLM-4.5 or DeepSeek-V3.
     edits=[
         File(
             "models/conversion/auto_bridge.py",
-            [insert_before("AutoBridge", define("from_hf_pretrained"), FROM_ARGS)],
+            [insert_before("AutoBridge", define("from_hf_pretrained"), FROM_ARGS, done=define("from_megatron_args"))],
         ),
     ],
     modules=["models/conversion/args_config.py"],

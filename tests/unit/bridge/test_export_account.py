@@ -16,6 +16,8 @@ from megatron.bridge.models.conversion.export_account import (
     Expected,
     accounted,
     check_stored,
+    check_used,
+    expected_of,
     expected_tensors,
     exporting,
 )
@@ -77,6 +79,30 @@ def test_a_tensor_without_a_place_is_refused_or_told(export, caplog: pytest.LogC
         export(tensors)
     assert export(tensors, strict=False) == list(tensors)
     assert "transformers' model has no bias" in caplog.text
+
+
+def test_a_parameter_of_which_nothing_is_made_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """Its tensor isn't in the source of the bridge, which passes it over."""
+    bridge = SimpleNamespace(
+        _unwrap_name=lambda name: name.removeprefix("module."), _is_adapter_param_name=str.isupper
+    )
+    chunk = torch.nn.ParameterDict({"used": torch.zeros(1), "left": torch.zeros(1), "ADAPTER": torch.zeros(1)})
+    tasks = [SimpleNamespace(param_name=name, param_weight=weight) for name, weight in (("used", 1), ("left", None))]
+    check_used(bridge, [chunk], [*tasks, None])
+    with exporting(True), pytest.raises(ValueError, match="makes no tensor of 'left': pass the Hugging Face model"):
+        check_used(bridge, [chunk], [*tasks, None])
+    with exporting(False):
+        check_used(bridge, [chunk], tasks)
+    assert "left out" in caplog.text
+
+
+def test_the_tensors_of_a_config_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(export_account, "expected_tensors", lambda config: found.append(config))
+    bridge = SimpleNamespace(hf_pretrained=hf_config("llama-3"))
+    with exporting(True):
+        assert expected_of(bridge) is expected_of(bridge) is None
+    assert len(found) == 1
 
 
 def sharded(key: str, *shape: int, **options: bool) -> ShardedTensor:

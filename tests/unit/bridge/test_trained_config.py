@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import hf_config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion import trained_config
+from megatron.bridge.models.conversion import trained_config, trained_weights
 from megatron.bridge.models.conversion.trained_weights import true_vocabulary
 from megatron.bridge.release_checkpoint.args import megatron_lm_args
 
@@ -94,6 +96,7 @@ def test_what_is_the_same_changes_nothing(exported: Any, caplog: pytest.LogCaptu
         ({"swiglu": False}, "activation is 'another'"),
         ({"position_embedding_type": "learned_absolute"}, "'learned_absolute'"),
         ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is True"),
+        ({"num_experts": 4, "moe_router_topk": 2}, "num_experts is 4 in the checkpoint and None"),
         ({"num_layers": 3}, "num_layers is 3 by the args and 2 in the weights"),
     ],
 )
@@ -104,13 +107,18 @@ def test_what_the_config_cannot_say_is_refused(exported: Any, change: dict[str, 
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_dense_model_is_no_mixture_of_experts(exported: Any) -> None:
+    """transformers' config refuses to have no experts."""
+    with pytest.raises(ValueError, match="num_experts is None in the checkpoint and 4"):
+        exported(bridge("qwen3-moe"), args_of(bridge("qwen3")))
+
+
 VOCABULARY = [
     (256, {}, 256, ""),
-    (512, {}, 512, ""),
+    (512, {"tensor_model_parallel_size": 2}, 512, "rows 384 to 511 of the vocabulary go into the export"),
     (512, {"vocab_size": 400}, 400, ""),
     (512, {"vocab_size": 380}, 384, ""),
-    (512, {"tensor_model_parallel_size": 2}, 384, "rows 384 to 511 of the vocabulary are left out as padding"),
-    (512, {"tensor_model_parallel_size": 2, "vocab_size": 400}, 400, ""),
+    (512, {"vocab_size": 512}, 512, ""),
 ]
 
 
@@ -144,6 +152,17 @@ def test_without_args_the_shapes_decide(exported: Any, caplog: pytest.LogCapture
 def test_a_context_length_is_never_lowered(exported: Any, length: int, found: int) -> None:
     args = Namespace(**vars(args_of(bridge())) | {"max_position_embeddings": length})
     assert exported(bridge(), args)[0].max_position_embeddings == found
+
+
+def test_bridge_says_what_it_has_padded(exported: Any, tmp_path: Path) -> None:
+    (tmp_path / "run_config.yaml").write_text("model:\n  vocab_size: 384\n")
+    assert exported(bridge(), args_of(bridge()), rows=512)[0].vocab_size == 384
+
+
+def test_a_tokenizer_in_the_cache_of_the_hub_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text(Tokenizer(WordLevel({"a": 0, "b": 7})).to_str())
+    monkeypatch.setattr(trained_weights, "try_to_load_from_cache", lambda *_: str(tmp_path / "tokenizer.json"))
+    assert true_vocabulary(Namespace(tokenizer_model="org/model")) == 8
 
 
 def test_a_null_tokenizer_adds_a_token() -> None:

@@ -83,6 +83,9 @@ def facts(args: Namespace) -> dict[str, Any]:
             found[field] = getattr(args, name)
     for table, wanted in ((_EXPERTS, experts), (_LATENT, latent)):
         found |= {name: _or(args, name, table[name]) for name in table if wanted and hasattr(args, name)}
+    # It is about a softmax, and sigmoids have none (topk_routing_with_score_function, core 0.19).
+    if found.get("moe_router_score_function", "softmax") != "softmax":
+        found.pop("moe_router_pre_softmax", None)
     # The experts have the size of a dense layer if they have none of their own (TransformerConfig, core 0.19).
     if "moe_ffn_hidden_size" in found and found["moe_ffn_hidden_size"] is None:
         found["moe_ffn_hidden_size"] = found.get("ffn_hidden_size")

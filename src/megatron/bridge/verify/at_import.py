@@ -107,8 +107,7 @@ def conclude(payload: str) -> None:
     if is_quantized(running.source) or not fits(staged.parameters or 0):
         _tell(prove_twin(running.source, trust, staged.args), running)
     else:
-        proof = records.noted()
-        _tell(prove(staged, running.source, trust, adapter=proof and proof.adapter), running)
+        _tell(prove(staged, running.source, trust), running)
 
 
 def _tell(verdict: Verdict, running: _Import) -> None:

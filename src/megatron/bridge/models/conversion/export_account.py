@@ -21,6 +21,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.bridge.host.layout import FUSED_NORMS
 from megatron.bridge.models.conversion import accounting, trained_config
 from megatron.bridge.models.conversion.hf_files import some
+from megatron.bridge.models.conversion.safetensors_header import in_one_line
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource
 from megatron.bridge.release_checkpoint import weights
 from megatron.bridge.release_checkpoint.layout import METADATA
@@ -29,6 +30,7 @@ from megatron.bridge.release_checkpoint.metadata import read_metadata
 
 if TYPE_CHECKING:
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,12 @@ _LENIENT = "pass strict=False (--no-strict) to export without"
 # What stands beside quantized weights.
 _SCALE = re.compile(r"(_scale|_scale_inv|_scale_2|\.scale|_amax)$|_quantizer\.")
 _NO_WEIGHT = re.compile(r"_extra_state|_quantizer\.")
+# What a model class raises for a config that isn't of its kind, or that it doesn't know in this version.
+_NO_MODEL = (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
 # None while nothing is exported.
 _strict: ContextVar[bool | None] = ContextVar("strict_export", default=None)
+# What `expected_of` has found for the export that runs.
+_found: ContextVar[list["Expected | None"]] = ContextVar("expected_tensors")
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def accounts_for_tensors(export: Callable[..., Any]) -> Callable[..., Any]:
     def accounting(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        with exporting(bound.arguments["strict"]):
+        with exporting(bound.arguments["strict"]), _by_config_alone(bound.arguments["self"]):
             return export(*args, **kwargs)
 
     return accounting
@@ -113,11 +119,45 @@ def is_exported() -> bool:
 @contextmanager
 def exporting(strict: bool) -> Iterator[None]:
     """Say that a checkpoint is exported, and whether a tensor that would be left out is an error."""
-    token = _strict.set(strict)
+    token, found = _strict.set(strict), _found.set([])
     try:
         yield
     finally:
         _strict.reset(token)
+        _found.reset(found)
+
+
+@contextmanager
+def _by_config_alone(bridge: "AutoBridge") -> Iterator[None]:
+    """Let a bridge export without its source, which names what is converted, if the config has other tensors now."""
+    pretrained: Any = bridge.hf_pretrained
+    before = trained_config.source_of(bridge)
+    if before is None or not _names_of_source(bridge):
+        yield
+        return
+    old, new = _expected_or_none(before), _expected_or_none(pretrained.config)
+    if old is None or new is None or new.shapes.keys() <= old.shapes.keys():
+        yield
+        return
+    bridge.hf_pretrained = pretrained.config
+    try:
+        yield
+    finally:
+        bridge.hf_pretrained = pretrained
+
+
+def check_used(bridge: "MegatronModelBridge", chunks: Iterable[torch.nn.Module], tasks: Iterable[Any]) -> None:
+    """Raise ValueError for parameters of which an export makes no tensor, while one rank exports."""
+    if _strict.get() is None or _several_ranks():
+        return
+    used = {task.param_name for task in tasks if task is not None and task.param_weight is not None}
+    names = [bridge._unwrap_name(name) for chunk in chunks for name, _ in chunk.named_parameters()]
+    if left := [name for name in names if name not in used and not bridge._is_adapter_param_name(name)]:
+        _left_out(f"{type(bridge).__name__} makes no tensor of {some(left)}", _HINT)
+
+
+def _several_ranks() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def check_stored(state_dict: Mapping[str, Any], checkpoint_path: str | Path) -> None:
@@ -144,8 +184,7 @@ def check_stored(state_dict: Mapping[str, Any], checkpoint_path: str | Path) -> 
         for name in sorted(stored.keys() - model.keys())
         if not _NO_WEIGHT.search(name) and not model.keys() & _twins(name)
     ]
-    whole = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
-    if left and whole and _strict.get() is not None:
+    if left and not _several_ranks() and _strict.get() is not None:
         _left_out(f"{folder} has {len(left)} tensors without a place in the model of config.json, {some(left)}", _HINT)
 
 
@@ -209,12 +248,24 @@ def _left_out(what: str, remedy: str) -> None:
 
 def expected_of(bridge: "AutoBridge") -> Expected | None:
     """Return the tensors that an export has; its source's where transformers has no model of it."""
-    config = getattr(bridge.hf_pretrained, "config", bridge.hf_pretrained)
+    kept = _found.get([])
+    if not kept:
+        kept.append(_find_expected(bridge))
+    return kept[0]
+
+
+def _expected_or_none(config: Any) -> Expected | None:
     try:
-        found = expected_tensors(config)
-    except Exception as error:  # a model class may refuse a config for any reason
-        logger.debug("transformers has no model of %s: %s", config, error)
-        found = None
+        return expected_tensors(config)
+    except _NO_MODEL as error:
+        what = "transformers makes no model of config.json (%s): the export is compared with the tensors of its source"
+        logger.warning(what, in_one_line(error))
+        return None
+
+
+def _find_expected(bridge: "AutoBridge") -> Expected | None:
+    config = getattr(bridge.hf_pretrained, "config", bridge.hf_pretrained)
+    found = _expected_or_none(config)
     names = [name for name in _names_of_source(bridge) if not _SCALE.search(name)]
     # transformers may load its model from other names than it has in memory; Bridge writes those of the source.
     renamed = found and names and not is_quantized(config) and not found.shapes.keys() <= set(names)

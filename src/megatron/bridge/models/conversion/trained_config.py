@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OVERRIDES = "_of_the_checkpoint"
+_SOURCE = "_config_of_the_source"
 
 
 def follow_checkpoint(export: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,6 +49,11 @@ def follow_checkpoint(export: Callable[..., Any]) -> Callable[..., Any]:
 def overrides(bridge: "AutoBridge") -> dict[str, Any]:
     """Return the fields of the model provider that the checkpoint has otherwise than its run config may say."""
     return getattr(bridge, _OVERRIDES, {})
+
+
+def source_of(bridge: "AutoBridge") -> Any | None:
+    """Return the config that an export has changed, None if it is as it was."""
+    return getattr(bridge, _SOURCE, None)
 
 
 @contextmanager
@@ -74,9 +80,12 @@ def as_trained(bridge: "AutoBridge", megatron_path: str | os.PathLike) -> Iterat
     _set_config(bridge, config, alone)
     try:
         setattr(bridge, _OVERRIDES, _follow(bridge, config, examine_payload(folder)))
+        if any(trained_keys.changes(source.to_dict(), config.to_dict())):
+            setattr(bridge, _SOURCE, source)
         yield
     finally:
-        vars(bridge).pop(_OVERRIDES, None)
+        for name in (_OVERRIDES, _SOURCE):
+            vars(bridge).pop(name, None)
         _set_config(bridge, source, alone) if alone else setattr(pretrained, "config", source)
 
 

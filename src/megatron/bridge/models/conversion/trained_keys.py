@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which keys of config.json say a fact of Megatron-LM's args, and how a config is given another value."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+
+
+logger = logging.getLogger(__name__)
 
 # The first key that a config has is written. `trained_config.py` checks that its model then has the value.
 _KEYS = {
@@ -52,12 +57,22 @@ def write(config: Any, name: str, trained: dict[str, Any]) -> None:
         _write_rope(config, value)
     elif name == "windows":
         _write_windows(config, value)
+    elif name == "sparse":
+        _write_sparse(config, value)
+    elif name == "moe_shared_expert_intermediate_size" and hasattr(config, "n_shared_experts"):
+        config.n_shared_experts = (value or 0) // trained["moe_ffn_hidden_size"]
     elif name == "moe_router_pre_softmax" and hasattr(config, "norm_topk_prob"):
         config.norm_topk_prob = not value
     else:
         key = next((key for key in _KEYS.get(name, ()) if hasattr(config, key)), None)
         if key is not None:
-            setattr(config, key, value)
+            try:
+                setattr(config, key, value)
+            except StrictDataclassFieldValidationError as error:  # no experts, where a family has them
+                logger.debug("%s can't be %r: %s", key, value, error)
+        if key in ("qk_nope_head_dim", "qk_rope_head_dim") and hasattr(config, "qk_head_dim"):
+            config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+            config.head_dim = config.qk_rope_head_dim
 
 
 def _write_rope(config: Any, rope: dict[str, Any]) -> None:
@@ -97,6 +112,16 @@ def _write_windows(config: Any, windows: list[int | None]) -> None:
         config.use_sliding_window = size is not None
     if isinstance(getattr(config, "layer_types", None), list):
         config.layer_types = ["sliding_attention" if each else "full_attention" for each in windows]
+
+
+def _write_sparse(config: Any, sparse: list[bool]) -> None:
+    dense = [layer for layer, has_experts in enumerate(sparse) if not has_experts]
+    if isinstance(getattr(config, "mlp_layer_types", None), list):
+        config.mlp_layer_types = ["sparse" if each else "dense" for each in sparse]
+    if hasattr(config, "mlp_only_layers"):
+        config.mlp_only_layers, config.decoder_sparse_step = dense, 1
+    if hasattr(config, "first_k_dense_replace"):
+        config.first_k_dense_replace = len(dense)
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:

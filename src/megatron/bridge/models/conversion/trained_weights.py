@@ -2,15 +2,17 @@
 """What the stored weights say of the config of an export: the rows of the vocabulary, and the precision."""
 
 import logging
-import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from megatron.bridge.models.conversion.hf_checkpoint import token_ids
 from megatron.bridge.release_checkpoint import weights
+from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
 from megatron.bridge.release_checkpoint.payload import Payload
 
 
@@ -18,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def follow_rows(config: Any, args: Namespace | None, payload: Payload) -> bool:
-    """Give a config the rows that were trained; padding rows are left out where the args say that they are padding.
+    """Give a config the rows that were trained. Rows are left out only if a tokenizer tells that they are padding.
 
     Args:
         config: The config of the language model, which is changed.
@@ -34,20 +36,13 @@ def follow_rows(config: Any, args: Namespace | None, payload: Payload) -> bool:
     stored, rows = stored_rows(payload), getattr(config, "vocab_size", None)
     if not stored or not rows or stored == rows:
         return False
-    known = true_vocabulary(args)
-    kept = stored
-    if stored > rows and known is not None and known <= stored:
-        kept = max(rows, known)
-    elif stored > rows and args is not None:
-        step = getattr(args, "make_vocab_size_divisible_by", None) or 128
-        step *= getattr(args, "tensor_model_parallel_size", None) or 1
-        if math.ceil(rows / step) * step == stored:
-            kept = rows
-            logger.warning(
-                "rows %d to %d of the vocabulary are left out as padding to a multiple of %d; if the training added "
-                "tokens, pass a --hf-model whose config.json has them in vocab_size",
-                rows, stored - 1, step,
-            )  # fmt: skip
+    known = _vocabulary_of_run_config(payload.path) or true_vocabulary(args)
+    kept = max(rows, known) if known is not None and rows < stored >= known else stored
+    if known is None and stored > rows:
+        logger.warning(
+            "rows %d to %d of the vocabulary go into the export with vocab_size %d: nothing says whether they pad it, "
+            "because the tokenizer of the training is not here", rows, stored - 1, stored,
+        )  # fmt: skip
     if beyond := _token_beyond(config, kept):
         raise ValueError(
             f"{payload.path} was trained with {kept} rows of the vocabulary, and {beyond} of config.json has none: "
@@ -96,14 +91,37 @@ def true_vocabulary(args: Namespace | None) -> int | None:
 
     Args:
         args: Args of a checkpoint. `vocab_size` is a flag for tokenizers without files, of which "Null" ones add one
-            token (core 0.19); others are looked up at `tokenizer_model`.
+            token (core 0.19); others are looked up at `tokenizer_model`, a folder or a name in the hub's cache.
     """
     size, kind = getattr(args, "vocab_size", None), str(getattr(args, "tokenizer_type", None) or "")
     found = [size + kind.startswith("Null")] if isinstance(size, int) else []
-    model = getattr(args, "tokenizer_model", None)
-    if isinstance(model, str) and Path(model).is_dir():
-        found.append(max(token_ids(Path(model)), default=-1) + 1)
+    folder = _tokenizer_folder(getattr(args, "tokenizer_model", None))
+    if folder is not None:
+        found.append(max(token_ids(folder), default=-1) + 1)
     return max(found, default=0) or None
+
+
+def _tokenizer_folder(model: Any) -> Path | None:
+    if not isinstance(model, str) or not model:
+        return None
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        cached = try_to_load_from_cache(model, "tokenizer.json")
+    except HFValidationError:
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _vocabulary_of_run_config(payload: Path) -> int | None:
+    """Return the vocabulary that Bridge has padded, where it has saved a payload."""
+    if not (payload / RUN_CONFIG).is_file():
+        return None
+    from megatron.bridge.training.utils.checkpoint_utils import read_run_config
+
+    model = read_run_config(str(payload / RUN_CONFIG)).get("model")
+    size = model.get("vocab_size") if isinstance(model, dict) else None
+    return size if isinstance(size, int) else None
 
 
 def _token_beyond(config: Any, rows: int) -> str | None:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from megatron.core.msc_utils import MultiStorageClientFeature
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron.bridge.models.conversion import trained_config
+from megatron.bridge.models.conversion import export_account, trained_config
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge, WeightConversionTask
 from megatron.bridge.models.conversion.streaming.convert import Computed, LastUsed, StoredState
 from megatron.bridge.models.conversion.streaming.model import CannotStream, cannot_stream_if_it_fails
@@ -67,8 +67,12 @@ def plan_export(bridge: "AutoBridge", checkpoint: str | os.PathLike) -> Streamed
         model = StreamedModel(
             bridge.load_megatron_model(payload, streaming=True, mp_overrides=trained_config.overrides(bridge))
         )
+        conversion = Conversion(bridge, chunks := unwrap_model(model))
         with cannot_stream_if_it_fails("its mappings need weights"):
-            model.streamed_tensors = Conversion(bridge, unwrap_model(model)).plan()
+            tasks = conversion.tasks()
+        export_account.check_used(bridge._model_bridge, chunks, tasks)
+        with cannot_stream_if_it_fails("its mappings need weights"):
+            model.streamed_tensors = conversion.plan(tasks)
     except CannotStream as reason:
         size = sum(file.stat().st_size for pattern in _DATA for file in payload.glob(pattern))
         memory = f" It takes about {size / 1e6:,.0f} MB of memory, the size of its files." if size else ""
@@ -99,10 +103,14 @@ class Conversion:
         self._source = _Source(bridge.hf_pretrained) if _has_files(bridge.hf_pretrained) else bridge.hf_pretrained
         self._results = LastUsed()
 
-    def plan(self) -> dict[str, torch.Tensor]:
+    def tasks(self) -> list[WeightConversionTask | None]:
+        """Return what the bridge makes of each parameter."""
+        return self._bridge.build_conversion_tasks(self._source, self._chunks)
+
+    def plan(self, given: Sequence[WeightConversionTask | None]) -> dict[str, torch.Tensor]:
         """Return the tensors by name: pieces of files, or else pieces that are computed when they are read."""
         tensors: dict[str, torch.Tensor] = {}
-        for tasks in _groups(self._bridge.build_conversion_tasks(self._source, self._chunks)):
+        for tasks in _groups(given):
             try:
                 with _Rearranging():
                     tensors |= self._convert(tasks)
