@@ -10,7 +10,6 @@ from fork.edits import (
     call,
     expression,
     ifs,
-    insert_after,
     insert_before,
     replace,
 )
@@ -42,11 +41,12 @@ are told.
             "models/conversion/model_bridge.py",
             [
                 add_import("from megatron.bridge.models.conversion import accounting"),
+                add_import("from megatron.bridge.release_checkpoint import proof"),
                 # The account names what these lines name one by one.
                 replace(
                     "MegatronModelBridge.build_conversion_tasks",
                     expression("logger.warning"),
-                    "(logger.debug if accounting.is_imported(hf_pretrained) else logger.warning)",
+                    "(logger.warning if proof.is_strict() is None else logger.debug)",
                     count=3,
                 ),
                 insert_before(
@@ -64,15 +64,10 @@ are told.
             [
                 add_import("from megatron.bridge.models.conversion import accounting"),
                 add_parameter("AutoBridge.import_ckpt", "strict: bool = True", keyword_only=True, doc=STRICT_DOC),
-                insert_after(
-                    "AutoBridge.import_ckpt",
-                    assign("bridge"),
-                    "accounting.set_strict(bridge.hf_pretrained, strict)",
-                ),
                 insert_before(
                     "AutoBridge.to_megatron_provider",
                     ifs("load_weights"),
-                    "if hf_path is None and (load_weights or accounting.is_imported(self.hf_pretrained)):\n"
+                    "if hf_path is None and (load_weights or proof.is_strict() is not None):\n"
                     "    accounting.leave_out_prediction_layers(provider, self.hf_pretrained)",
                 ),
             ],

@@ -2,7 +2,7 @@
 """import_ckpt refuses a config.json that changes what the model computes and that Bridge's model doesn't follow."""
 
 from fork.change import Change
-from fork.edits import File, call, insert_before
+from fork.edits import File, assign, insert_after
 
 
 change = Change(
@@ -24,9 +24,9 @@ strict=False. A family without a table is imported with a warning.
         File(
             "models/conversion/auto_bridge.py",
             [
-                insert_before(
+                insert_after(
                     "AutoBridge.import_ckpt",
-                    call("accounting.set_strict"),
+                    assign("bridge"),
                     "from megatron.bridge.models.conversion.config_check import check_config\n"
                     "\n"
                     "check_config(bridge, strict)\n",

@@ -2,7 +2,7 @@
 """An import of what nobody has compared proves itself before it publishes."""
 
 from fork.change import Change
-from fork.edits import File, add_import, add_parameter, call, decorate, expression, insert_before
+from fork.edits import File, add_import, add_parameter, call, decorate, expression, insert_after, insert_before
 
 
 VERIFY_DOC = (
@@ -33,9 +33,9 @@ table lists, are not delayed. `verify=True` proves any import, and
                 add_parameter(
                     "AutoBridge.import_ckpt", "verify: bool | None = None", keyword_only=True, doc=VERIFY_DOC
                 ),
-                insert_before(
+                insert_after(
                     "AutoBridge.import_ckpt",
-                    call("accounting.set_strict"),
+                    call("check_config"),
                     "at_import.start(bridge, hf_model_id, verify if release else False, strict, **kwargs)",
                 ),
             ],

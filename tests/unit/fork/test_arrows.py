@@ -17,8 +17,6 @@ from fork.upstream import LATEST, obtain
 
 
 COMMAND, FORMAT = "megatron.bridge.cli", "megatron.bridge.release_checkpoint"
-# They still import the library or torch, within functions: to be mended.
-NOT_YET = {f"{FORMAT}.layout"}
 # What costs seconds to import, or isn't there where somebody only looks at a checkpoint.
 HEAVY = ("torch", "transformers", "megatron.core", "megatron.training", "safetensors")
 
@@ -62,7 +60,7 @@ def test_library_imports_nothing_of_the_command(modules: dict[str, Path]):
     assert [name for name, path in suspects.items() if any(below(each, COMMAND) for each in names(path))] == []
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if below(name, FORMAT) and name not in NOT_YET])
+@pytest.mark.parametrize("name", [name for name in OURS if below(name, FORMAT)])
 def test_format_imports_neither_the_library_nor_what_is_heavy(name: str):
     wrong = {each for each in names(OURS[name]) if below(each, *HEAVY)}
     wrong |= {each for each in names(OURS[name]) if below(each, "megatron.bridge") and not below(each, FORMAT)}

@@ -9,8 +9,12 @@ A release checkpoint, from which Megatron-LM starts fine-tuning, has this layout
 """
 
 import functools
+import io
 import logging
 import os
+import pickle
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +50,9 @@ LAYOUT_VARIABLE = "MEGATRON_BRIDGE_CHECKPOINT_LAYOUT"
 
 def as_path(path: str | os.PathLike) -> Any:
     """Return a ``pathlib.Path``, or MultiStorageClient's equivalent for one of its URLs."""
-    if str(path).startswith("msc://"):
-        from megatron.core.msc_utils import MultiStorageClientFeature
-
-        if MultiStorageClientFeature.is_enabled():
-            return MultiStorageClientFeature.import_package().Path(str(path))
+    core = sys.modules.get("megatron.core.msc_utils")  # whoever has enabled the client has imported it
+    if core is not None and core.MultiStorageClientFeature.is_enabled() and str(path).startswith("msc://"):
+        return core.MultiStorageClientFeature.import_package().Path(str(path))
     return Path(path)
 
 
@@ -173,8 +175,25 @@ def _warn_once(path: str, release: str) -> None:
         logger.warning("%s is not there, taking the release checkpoint beside it: use %s", path, release)
 
 
-def _read_step(train_state: Any) -> int:
-    import torch
+class _TrainState(pickle.Unpickler):
+    """Loads a train state without torch: a tensor is the name of the record that has its value."""
 
-    with train_state.open("rb") as file:
-        return int(torch.load(file, map_location="cpu", weights_only=True)["step"])
+    def persistent_load(self, pid: Any) -> Any:
+        return pid[2]
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda record, *_: record
+        if (module, name) == ("collections", "OrderedDict") or (module == "torch" and name.endswith("Storage")):
+            return dict
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _read_step(train_state: Any) -> int:
+    try:
+        with train_state.open("rb") as file, zipfile.ZipFile(file) as archive:
+            (data,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+            record = _TrainState(io.BytesIO(archive.read(data))).load()["step"]
+            return int.from_bytes(archive.read(f"{data.removesuffix('.pkl')}/{record}"), "little", signed=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, LookupError, TypeError, ValueError, EOFError) as error:
+        raise ValueError(f"{train_state} has no step of a training ({error}): copy it again, or remove it") from error

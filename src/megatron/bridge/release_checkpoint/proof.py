@@ -48,6 +48,7 @@ class Proof:
 class _Import:
     """An import that runs: what is recorded of it, and the warnings that it has given."""
 
+    strict: bool
     proof: Proof = field(default_factory=Proof)
     warnings: set[str] = field(default_factory=set)
 
@@ -56,11 +57,11 @@ _running: ContextVar[_Import | None] = ContextVar("running", default=None)
 
 
 def of_import(import_ckpt: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate an import, so that `noted` returns its proof while it runs."""
+    """Decorate an import, so that `noted` returns its proof, and `is_strict` its keyword `strict`, while it runs."""
 
     @functools.wraps(import_ckpt)
     def run(*args: Any, **kwargs: Any) -> Any:
-        token = _running.set(_Import())
+        token = _running.set(_Import(kwargs.get("strict", True)))
         try:
             return import_ckpt(*args, **kwargs)
         finally:
@@ -73,6 +74,12 @@ def noted() -> Proof | None:
     """Return the proof of the import that runs, to be added to, or None if none runs."""
     running = _running.get()
     return running and running.proof
+
+
+def is_strict() -> bool | None:
+    """Return whether the import that runs refuses what it would leave out, or None if none runs."""
+    running = _running.get()
+    return running and running.strict
 
 
 def warn(logger: logging.Logger, warning: str, *, left_out: str | None = None, unproved: str | None = None) -> None:

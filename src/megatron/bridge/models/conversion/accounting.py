@@ -38,22 +38,6 @@ _CONSTRUCTED = re.compile(r"\.expert_bias$|_quantizer\._")
 # A layer for multi-token prediction has a name of its own, or a number beyond the last layer, and these projections.
 PREDICTION = re.compile(r"^(.*\bmtp(?:_\w+)?)\.|^(.*\blayers\.\d+)\.(?:eh_proj|enorm|hnorm)\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_STRICT = "strict_import"
-
-
-def set_strict(hf_pretrained: Any, strict: bool) -> None:
-    """Say that a checkpoint is imported, and whether a tensor that would be left out is an error.
-
-    Args:
-        hf_pretrained: The checkpoint of a bridge.
-        strict: False for a warning. A parameter without a source is an error in any case.
-    """
-    setattr(hf_pretrained, _STRICT, strict)
-
-
-def is_imported(hf_pretrained: Any) -> bool:
-    """Return whether a checkpoint is imported, rather than loaded into a model that somebody trains."""
-    return hasattr(hf_pretrained, _STRICT)
 
 
 def leave_out_prediction_layers(provider: Any, hf_pretrained: Any) -> None:
@@ -158,7 +142,7 @@ class Account:
             f"{expected}: use weights and config of the same model; if they are, {type(bridge).__name__} doesn't know "
             "this variant"
         )
-        if is_imported(self.hf_pretrained) or not getattr(model[0].config, "perform_initialization", True):
+        if proof.is_strict() is not None or not getattr(model[0].config, "perform_initialization", True):
             raise ValueError(message)
         logger.warning("%s. They keep their initial values", message)
 
@@ -188,7 +172,7 @@ class Account:
                 )
 
     def _left_out(self, what: str, remedy: str) -> None:
-        if getattr(self.hf_pretrained, _STRICT, False):
+        if proof.is_strict():
             raise ValueError(f"{self._said} {what}: {remedy}")
         proof.warn(logger, f"{self._said} {what}: left out", left_out=what)
 
