@@ -29,11 +29,11 @@ def test_the_names_of_a_wrapper(name, message):
 def test_a_folder_with_an_adapter(tmp_path):
     check_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    with pytest.raises(ValueError, match="has a PEFT adapter of some/base: merge it into its base model"):
+    with pytest.raises(ValueError, match="has a PEFT adapter of some/base: import its base model with adapter=DIR"):
         check_adapter(tmp_path)
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=r"of some/base beside its model: merge .*, or remove adapter_config\.json"):
+    with pytest.raises(ValueError, match=r"of some/base beside its model: move the adapter into a folder of its own"):
         check_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("[")
-    with pytest.raises(ValueError, match="has a PEFT adapter beside its model: merge"):
+    with pytest.raises(ValueError, match="has a PEFT adapter beside its model: move"):
         check_adapter(tmp_path)

@@ -24,6 +24,12 @@ from megatron.bridge.release_checkpoint.target import check_space
     type=click.Choice(["bfloat16", "float16", "float32"]),
     help="Convert the weights to this dtype. Default: keep the checkpoint's dtype.",
 )
+@click.option(
+    "--adapter",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Merge this LoRA adapter of PEFT into the model: HF_MODEL is its base.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a release checkpoint at OUT. Default: stop if there is one.")
 @click.option(
     "--link-iter-0",
@@ -60,6 +66,7 @@ def command(
     hf_model: str,
     out: Path,
     dtype: str | None,
+    adapter: Path | None,
     overwrite: bool,
     link_iter_0: bool,
     layout: str,
@@ -97,6 +104,8 @@ def command(
         options = {"release": release, "link_iter_0": link_iter_0}
         if dtype:
             options["torch_dtype"] = getattr(torch, dtype)
+        if adapter is not None:
+            options["adapter"] = adapter
         if no_strict:
             options["strict"] = False
         if verify is not None:

@@ -144,6 +144,8 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, lines in (("left out", proof["left_out"]), ("not proved", proof["unproved"])):
         for line in lines:
             yield name, f"[yellow]{_escaped(line)}[/]"
+    if proof["adapter"]:
+        yield "adapter", _escaped(f"{proof['adapter']}, merged")
     if proof["verdict"]:
         yield "verified", _escaped(_verdict(proof["verdict"]))
 

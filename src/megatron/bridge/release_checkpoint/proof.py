@@ -37,11 +37,13 @@ class Proof:
         left_out: What of the Hugging Face model the checkpoint doesn't have, a line each.
         unproved: What nobody has compared, a line each.
         verdict: What a comparison of the logits said, plain values by name. None if there was none.
+        adapter: The folder of the adapter that was merged into the model, None if none was.
     """
 
     left_out: list[str] = field(default_factory=list)
     unproved: list[str] = field(default_factory=list)
     verdict: dict[str, Any] | None = None
+    adapter: str | None = None
 
 
 @dataclass
@@ -151,11 +153,12 @@ def recorded(payload: str | os.PathLike) -> Proof:
         values = {name.strip(): json.loads(value) for name, _, value in (line.partition(":") for line in lines)}
     except (OSError, ValueError, RecursionError):
         return Proof()
-    verdict = values.get("verdict")
+    verdict, adapter = values.get("verdict"), values.get("adapter")
     return Proof(
         left_out=_lines(values.get("left_out")),
         unproved=_lines(values.get("unproved")),
         verdict=verdict if isinstance(verdict, dict) else None,
+        adapter=adapter[:_LONGEST] if isinstance(adapter, str) else None,
     )
 
 

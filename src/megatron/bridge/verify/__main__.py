@@ -19,7 +19,7 @@ def compare(task: str, request: dict[str, Any]) -> dict[str, Any]:
     Args:
         task: "megatron-lm" or "bridge".
         request: `source` (a Hugging Face model), `payload` (a folder), `flags`, `length` (in tokens), `dtype` (to
-            which weights are rounded, or None) and `trust_remote_code`.
+            which weights are rounded, or None), `trust_remote_code` and `adapter` (a folder, or None).
 
     Returns:
         `figures` and `tokens`, or `error` and who raised it, `by`.
@@ -74,10 +74,12 @@ def in_one_line(error: BaseException) -> str:
     )
 
 
-_OF_TRANSFORMERS = ("source", "length", "dtype", "trust_remote_code")
+_OF_TRANSFORMERS = ("source", "length", "dtype", "trust_remote_code", "adapter")
 
 
-def transformers_logits(source: str, length: int, dtype: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
+def transformers_logits(
+    source: str, length: int, dtype: str | None, trust_remote_code: bool, adapter: str | None
+) -> tuple[Any, Any]:
     """Return fixed tokens, `[1, length]`, and transformers' logits for them, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -85,6 +87,10 @@ def transformers_logits(source: str, length: int, dtype: str | None, trust_remot
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.float32, attn_implementation="eager", trust_remote_code=trust_remote_code
     ).eval()
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     config = model.config.get_text_config()
     length = min(length, getattr(config, "max_position_embeddings", None) or length)
     tokens = torch.randint(3, config.vocab_size, (1, length), generator=torch.Generator().manual_seed(1))

@@ -107,7 +107,8 @@ def conclude(payload: str) -> None:
     if is_quantized(running.source) or not fits(staged.parameters or 0):
         _tell(prove_twin(running.source, trust, staged.args), running)
     else:
-        _tell(prove(staged, running.source, trust), running)
+        proof = records.noted()
+        _tell(prove(staged, running.source, trust, adapter=proof and proof.adapter), running)
 
 
 def _tell(verdict: Verdict, running: _Import) -> None:

@@ -18,6 +18,7 @@ from megatron.bridge.release_checkpoint.doubts import imported_from
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.flags import megatron_lm_flags, unsaid
 from megatron.bridge.release_checkpoint.payload import Payload
+from megatron.bridge.release_checkpoint.proof import recorded
 from megatron.bridge.verify.memory import fits
 from megatron.bridge.verify.process import Process
 from megatron.bridge.verify.verdict import DIFFERS, FLAGS, NOT_PROVED, SAME, Verdict, is_same
@@ -73,7 +74,10 @@ def verify(
     source = str(hf_model or _imported_from(payload))
     if twin is None:
         twin = is_quantized(source) or not fits(payload.parameters or 0)
-    return prove_twin(source, trust_remote_code, payload.args) if twin else prove(payload, source, trust_remote_code)
+    if twin:
+        return prove_twin(source, trust_remote_code, payload.args)
+    adapter = recorded(payload.path).adapter if hf_model is None else None
+    return prove(payload, source, trust_remote_code, adapter=adapter)
 
 
 def why_not() -> str | None:
@@ -85,9 +89,14 @@ def why_not() -> str | None:
 
 
 def prove(
-    payload: Payload, source: str, trust_remote_code: bool, of: str = "model", process: Process | None = None
+    payload: Payload,
+    source: str,
+    trust_remote_code: bool,
+    of: str = "model",
+    process: Process | None = None,
+    adapter: str | None = None,
 ) -> Verdict:
-    """Compare a payload, whole, with its Hugging Face model."""
+    """Compare a payload, whole, with its Hugging Face model, and the adapter that was merged into it."""
     assert payload.args is not None, "`verify` has looked"
     dtype = payload.dtypes[0] if payload.dtypes and payload.dtypes[0] in ("bfloat16", "float16") else None
     request = {
@@ -97,6 +106,7 @@ def prove(
         "length": TOKENS,
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
+        "adapter": adapter,
     }
     with process or Process("megatron-lm") as process:
         answer = process.ask(request)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 ADAPTER_CONFIG = "adapter_config.json"
-_MERGE = "merge it into its base model with merge_and_unload() of peft, and import what save_pretrained() writes"
+_MERGE = "import its base model with adapter=DIR (--adapter DIR), which merges it"
 # What a name of a tensor shows: (pattern, what the checkpoint is, what to do)
 _WRAPPERS = (
     (re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\b|\.base_layer\."), "an unmerged PEFT adapter", _MERGE),
@@ -52,7 +52,7 @@ def check_adapter(path: Path) -> None:
     base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
     of = f" of {' '.join(str(base).split())[:200]}" if base else ""
     beside = any(any(path.glob(name)) for name in ("model*.safetensors", "pytorch_model*.bin"))
-    remedy = f"{_MERGE}, or remove {ADAPTER_CONFIG} to import the model without it" if beside else _MERGE
+    remedy = f"move the adapter into a folder of its own; to merge it, {_MERGE}" if beside else _MERGE
     raise ValueError(f"{path} has a PEFT adapter{of}{' beside its model' if beside else ''}: {remedy}")
 
 

@@ -108,10 +108,12 @@ class StoredState(StateDict):
         if stored.dtype not in DTYPES:
             raise TypeError(f"{key} in {path} has the dtype {stored.dtype}, which PyTorch lacks: convert it first")
         dtype = DTYPES[stored.dtype]
-        if stored.start < 0:
-            load = partial(_loaded, path, key)
-            return PiecewiseTensor.of(Computed(load, dtype), stored.shape)
-        return PiecewiseTensor.of(InFile(path, stored.start, dtype), stored.shape)
+        in_place = stored.start >= 0
+        values = InFile(path, stored.start, dtype) if in_place else Computed(partial(_loaded, path, key), dtype)
+        tensor = PiecewiseTensor.of(values, stored.shape)
+        # What an adapter changes (adapter.py).
+        merged = getattr(self.source, "merged", None)
+        return tensor if merged is None else merged(key, tensor)
 
 
 def _loaded(path: Path, name: str) -> PiecewiseTensor:
