@@ -3,6 +3,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,6 +44,18 @@ from megatron.bridge.repair.problems import problems
     help="Write weight files of at most this size, such as 5GB. Default: divide the weights as the source does.",
 )
 @click.option(
+    "--adapter-only",
+    is_flag=True,
+    help="Export the LoRA adapters that were trained, as PEFT loads them. Default: export the model that they were "
+    "trained on, with the adapters merged.",
+)
+@click.option(
+    "--adapter-only",
+    is_flag=True,
+    help="Export the LoRA adapters that were trained, in a form that PEFT loads. Default: export the model that they "
+    "were trained on, with the adapters merged.",
+)
+@click.option(
     "--no-strict",
     is_flag=True,
     help="Leave out tensors that the Hugging Face model has no place for, with a warning. Default: stop at them.",
@@ -57,6 +70,7 @@ def command(
     overwrite: bool,
     dtype: str | None,
     max_shard_size: str | None,
+    adapter_only: bool,
     no_strict: bool,
     trust_remote_code: bool,
 ) -> None:
@@ -67,6 +81,8 @@ def command(
     """
     if max_shard_size and not re.fullmatch(r"[1-9][0-9]*([KMGT]i?B)", max_shard_size, re.IGNORECASE):
         raise click.UsageError(f"--max-shard-size is {max_shard_size}; expected a size, such as 5GB. Correct it.")
+    if adapter_only and (dtype or max_shard_size):
+        raise click.UsageError("--adapter-only exports what was trained. Drop --dtype and --max-shard-size.")
     check_export_target(hf_out, overwrite)
     found = examine(out)
     if found.payload is None or found.payload.damage:
@@ -91,13 +107,19 @@ def command(
             raise ValueError(f"{out} doesn't name the Hugging Face model that it came from. Pass it with --hf-model.")
         else:
             bridge = AutoBridge.from_hf_pretrained(source, **options)
-        asked = {"dtype": getattr(torch, dtype)} if dtype else {}
-        if max_shard_size:
-            asked["max_shard_size"] = max_shard_size
-        if no_strict:
-            asked["strict"] = False
-        bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite, **asked)
-    click.echo(f"Wrote {hf_out}: a Hugging Face model, {human_bytes(folder_size(hf_out))}.")
+        if adapter_only:
+            from megatron.bridge.models.conversion.trained_adapter import export_adapter
+
+            export_adapter(bridge, out, hf_out, overwrite=overwrite)
+        else:
+            asked: dict[str, Any] = {"dtype": getattr(torch, dtype)} if dtype else {}
+            if max_shard_size:
+                asked["max_shard_size"] = max_shard_size
+            if no_strict:
+                asked["strict"] = False
+            bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite, **asked)
+    what = "an adapter of PEFT" if adapter_only else "a Hugging Face model"
+    click.echo(f"Wrote {hf_out}: {what}, {human_bytes(folder_size(hf_out))}.")
 
 
 def _imported_from(out: Path) -> str | None:
