@@ -17,6 +17,7 @@ from reference import Tensors, differences
 from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.models.conversion.from_megatron import import_megatron_lm
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.repair.problems import problems
 
@@ -80,6 +81,11 @@ def test_what_megatron_lm_saves_comes_back(
             root, tmp_path / f"back-{streaming}", source_path=source, show_progress=False, streaming=streaming
         )
         assert differences(Tensors(source), Tensors(tmp_path / f"back-{streaming}")) == []
+    import_megatron_lm(root, tmp_path / "again")
+    assert problems(examine(tmp_path / "again")) == []
+    first, again = (dict(steps.model_tensors(each / "release")) for each in (out, tmp_path / "again"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_what_fsdp2_saves_comes_back(tmp_path: Path, workplace: Path) -> None:
@@ -136,3 +142,13 @@ def test_megatron_lm_starts_with_the_flags_that_inspect_prints(tmp_path: Path, w
         flags=[*steps.model_flags(out), "--lr=0"],
     )
     assert again.losses()[1] == pytest.approx(one.losses()[1], abs=1e-5)
+    import_megatron_lm(root, tmp_path / "release")
+    two = steps.train(
+        "start from the release that was made of torch",
+        tmp_path / "two",
+        steps.Chats(tmp_path / "train.jsonl", tmp_path / "valid.jsonl", source),
+        load=tmp_path / "release",
+        iterations=1,
+        flags=[*steps.model_flags(tmp_path / "release"), "--lr=0"],
+    )
+    assert two.losses() == one.losses()

@@ -30,6 +30,11 @@ from megatron.bridge.release_checkpoint.target import check_space
     type=click.Path(path_type=Path),
     help="Merge this LoRA adapter of PEFT into the model: HF_MODEL is its base.",
 )
+@click.option(
+    "--from-megatron",
+    is_flag=True,
+    help="HF_MODEL is a checkpoint of Megatron-LM instead, in the format torch, torch_dcp, or torch_dist.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a release checkpoint at OUT. Default: stop if there is one.")
 @click.option(
     "--link-iter-0",
@@ -67,6 +72,7 @@ def command(
     out: Path,
     dtype: str | None,
     adapter: Path | None,
+    from_megatron: bool,
     overwrite: bool,
     link_iter_0: bool,
     layout: str,
@@ -81,11 +87,14 @@ def command(
     """
     folder = Path(hf_model)
     release = layout == RELEASE
+    others = {"--dtype": dtype, "--adapter": adapter, "--no-strict": no_strict, "--layout iter": not release}
+    others |= {"--verify": verify, "--trust-remote-code": trust_remote_code}
+    if from_megatron and (given := next((flag for flag, value in others.items() if value), None)):
+        raise click.UsageError(f"--from-megatron copies the weights as they are, found {given}. Drop one of the two.")
     if link_iter_0 and not release:
         raise click.UsageError("--link-iter-0 needs the layout release, found --layout iter. Drop one of the two.")
-    _check(folder, out, release, overwrite)
-    files = [*folder.glob("*.safetensors")] or folder.glob("pytorch_model*.bin")
-    expected = sum(file.stat().st_size for file in files)
+    _check(folder, out, release, overwrite, "checkpoint of Megatron-LM" if from_megatron else "Hugging Face model")
+    expected = _megatron_size(folder) if from_megatron else _size(folder)
     check_space(out, expected)
 
     def written() -> int:
@@ -112,7 +121,12 @@ def command(
             options["verify"] = verify
         if trust_remote_code:
             options["trust_remote_code"] = True
-        AutoBridge.import_ckpt(hf_model, out, **options)
+        if from_megatron:
+            from megatron.bridge.models.conversion.from_megatron import import_megatron_lm
+
+            import_megatron_lm(folder, out, link_iter_0)
+        else:
+            AutoBridge.import_ckpt(hf_model, out, **options)
     found = examine(out)
     if as_json:
         document = describe(found)
@@ -131,12 +145,26 @@ def command(
         )
 
 
-def _check(source: Path, out: Path, release: bool, overwrite: bool) -> None:
+def _size(folder: Path) -> int:
+    """Return the bytes of the weights in the folder of a Hugging Face model."""
+    files = [*folder.glob("*.safetensors")] or folder.glob("pytorch_model*.bin")
+    return sum(file.stat().st_size for file in files)
+
+
+def _megatron_size(folder: Path) -> int:
+    """Return the bytes of the weights of a checkpoint of Megatron-LM, without its optimizer."""
+    payload = examine(folder).payload
+    if payload is None:
+        raise click.ClickException(f"{folder} holds no checkpoint of Megatron-LM. Pass its root, or a payload folder.")
+    return (payload.parameters or 0) * (2 if payload.dtypes[:1] in (["bfloat16"], ["float16"]) else 4)
+
+
+def _check(source: Path, out: Path, release: bool, overwrite: bool, what: str) -> None:
     """Refuse early what an import would refuse after it has started."""
     looks_like_path = str(source).startswith((".", "/", "~")) or len(source.parts) > 2
     if looks_like_path and not source.is_dir():
         raise click.ClickException(
-            f"{source} is not a folder; expected a Hugging Face model. Pass its folder, or a name on the hub."
+            f"{source} is not a folder; expected a {what}. Pass its folder, or a name on the hub."
         )
     found = examine(out)
     if found.kind == "file":
