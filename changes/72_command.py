@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `megatron-bridge`, which has no subcommand yet."""
+"""The command `megatron-bridge`, whose one subcommand completes the others."""
 
 from fork.change import LOCK, Change
 from fork.requirements import add
@@ -11,10 +11,11 @@ change = Change(
 feat(ckpt): add the command megatron-bridge
 
 It finds its subcommands among its modules, and reports an error in one line:
-what was found, what was expected, and what to do. The subcommands follow.
+what was found, what was expected, and what to do. `completion` prints what a
+shell needs to complete it. The other subcommands follow.
 """,
     why="The command megatron-bridge reports errors in one line.",
-    modules=["cli/__init__.py", "cli/command.py", "cli/text.py"],
+    modules=["cli/__init__.py", "cli/command.py", "cli/completion.py", "cli/text.py"],
     requirements=[add("click")],
     scripts={"megatron-bridge": "megatron.bridge.cli:main"},
     problem="""\

@@ -14,6 +14,7 @@ import click
 __all__ = ["main"]
 
 SUBCOMMANDS = {
+    "completion": "completion",
     "export": "export",
     "families": "families",
     "import": "import_",

@@ -4,6 +4,7 @@
 import errno
 import os
 import traceback
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def _read_from(ctx: click.Context, parameter: click.Parameter, out: Path) -> Pat
     return release
 
 
+QUIETLY = "megatron.bridge.cli.quiet"
 OUT = click.argument("out", type=click.Path(path_type=Path))
 CHECKPOINT = click.argument("out", type=click.Path(path_type=Path), callback=_read_from)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, to stdout.")
@@ -30,22 +32,30 @@ TRUST = click.option("--trust-remote-code", is_flag=True, help="Run the code tha
 VERBOSE = click.option(
     "-v", "--verbose", is_flag=True, help="Show the traceback of an error, and the output of imported packages."
 )
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only. --json prints its document.")
 
 
 class Command(click.Command):
-    """Reports an error in one line; with --verbose, with its traceback. `ctx.obj` says whether it is verbose."""
+    """Reports an error in one line; with --verbose, with its traceback. `ctx.obj` says whether it is verbose.
+
+    With --quiet, what it prints to stdout goes nowhere, unless it is JSON; `ctx.meta[QUIETLY]` says so.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         VERBOSE(self)
+        QUIET(self)
         self.params += self.__dict__.pop("__click_params__", [])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand."""
         verbose = ctx.params.pop("verbose")
-        ctx.obj = verbose
+        ctx.obj, ctx.meta[QUIETLY] = verbose, ctx.params.pop("quiet")
         try:
-            return super().invoke(ctx)
+            with ExitStack() as stack:
+                if ctx.meta[QUIETLY] and not ctx.params.get("as_json"):
+                    stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+                return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
         except (KeyboardInterrupt, SystemExit):

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The subcommand `export`."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from megatron.bridge.cli.command import CHECKPOINT, TRUST, Command
+from megatron.bridge.cli.command import CHECKPOINT, JSON, TRUST, Command
 from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, printable
@@ -61,6 +62,7 @@ from megatron.bridge.repair.problems import problems
     help="Leave out tensors that the Hugging Face model has no place for, with a warning. Default: stop at them.",
 )
 @TRUST
+@JSON
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -73,6 +75,7 @@ def command(
     adapter_only: bool,
     no_strict: bool,
     trust_remote_code: bool,
+    as_json: bool,
 ) -> None:
     """Export the checkpoint at OUT, imported or trained, as a Hugging Face model at HF_OUT.
 
@@ -118,8 +121,13 @@ def command(
             if no_strict:
                 asked["strict"] = False
             bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite, **asked)
+    size = folder_size(hf_out)
+    if as_json:
+        document = {"path": str(hf_out), "kind": "adapter" if adapter_only else "model", "bytes": size}
+        click.echo(json.dumps(document | {"warnings": terminal.warnings}, indent=2))
+        return
     what = "an adapter of PEFT" if adapter_only else "a Hugging Face model"
-    click.echo(f"Wrote {hf_out}: {what}, {human_bytes(folder_size(hf_out))}.")
+    click.echo(f"Wrote {hf_out}: {what}, {human_bytes(size)}.")
 
 
 def _imported_from(out: Path) -> str | None:

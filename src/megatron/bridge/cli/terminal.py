@@ -13,6 +13,7 @@ from typing import TextIO
 
 import click
 
+from megatron.bridge.cli.command import QUIETLY
 from megatron.bridge.cli.text import printable
 from megatron.bridge.release_checkpoint.leftovers import staging_folders
 
@@ -35,6 +36,8 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a note. If there is a progress bar, the note takes its line, and the bar is drawn again below."""
+        if _is_quiet():
+            return
         bar = "\r\033[K" if self.err.isatty() else ""
         click.echo(f"{bar}Note: {printable(text)}", file=self.err)
 
@@ -100,7 +103,7 @@ def _warnings_into(warnings: list[str]) -> Iterator[None]:
 @contextmanager
 def progress(terminal: Terminal, what: str, size: Callable[[], int], expected: int = 0) -> Iterator[None]:
     """Show a progress bar of the bytes written, if stderr is a terminal and the output isn't verbose."""
-    if terminal.verbose or not terminal.err.isatty():
+    if terminal.verbose or not terminal.err.isatty() or _is_quiet():
         yield
         return
     from rich import progress
@@ -134,6 +137,11 @@ def progress(terminal: Terminal, what: str, size: Callable[[], int], expected: i
         finally:
             done.set()
             follower.join()
+
+
+def _is_quiet() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIETLY))
 
 
 def staged_size(target: Path) -> int:
