@@ -29,10 +29,27 @@ OUT = click.argument("out", type=click.Path(path_type=Path))
 CHECKPOINT = click.argument("out", type=click.Path(path_type=Path), callback=_read_from)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, to stdout.")
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Run the code that comes with the Hugging Face model.")
+TOKEN = click.option(
+    "--token", metavar="TOKEN", help="Show the hub this token. Default: HF_TOKEN, or that of `hf auth login`."
+)
+CACHE_DIR = click.option(
+    "--cache-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Download models into this folder, in the layout of the hub's cache. Default: HF_HUB_CACHE.",
+)
 VERBOSE = click.option(
     "-v", "--verbose", is_flag=True, help="Show the traceback of an error, and the output of imported packages."
 )
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only. --json prints its document.")
+
+
+def set_hub(token: str | None, cache_dir: Path | None) -> None:
+    """Let huggingface_hub use a token and a cache. It reads these variables when it is imported."""
+    found = {"HF_TOKEN": token, "HF_HUB_CACHE": cache_dir and str(cache_dir.absolute())}
+    if click.get_current_context().meta.get(QUIETLY):
+        found["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ.update({name: value for name, value in found.items() if value})
 
 
 class Command(click.Command):

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from megatron.bridge.cli.command import CHECKPOINT, JSON, TRUST, Command
+from megatron.bridge.cli.command import CHECKPOINT, JSON, TOKEN, TRUST, Command, set_hub
 from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, printable
@@ -61,6 +61,14 @@ from megatron.bridge.repair.problems import problems
     is_flag=True,
     help="Leave out tensors that the Hugging Face model has no place for, with a warning. Default: stop at them.",
 )
+@click.option(
+    "--push-to-hub",
+    metavar="NAME",
+    help="Upload HF_OUT to the hub when it is whole, as NAME or OWNER/NAME, with a model card that says what it was "
+    "made from.",
+)
+@click.option("--private", is_flag=True, help="Make a private repository, if --push-to-hub makes one.")
+@TOKEN
 @TRUST
 @JSON
 @click.pass_context
@@ -74,6 +82,9 @@ def command(
     max_shard_size: str | None,
     adapter_only: bool,
     no_strict: bool,
+    push_to_hub: str | None,
+    private: bool,
+    token: str | None,
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
@@ -86,6 +97,9 @@ def command(
         raise click.UsageError(f"--max-shard-size is {max_shard_size}; expected a size, such as 5GB. Correct it.")
     if adapter_only and (dtype or max_shard_size):
         raise click.UsageError("--adapter-only exports what was trained. Drop --dtype and --max-shard-size.")
+    if private and not push_to_hub:
+        raise click.UsageError("--private says how --push-to-hub uploads. Pass --push-to-hub, too.")
+    set_hub(token, None)
     check_export_target(hf_out, overwrite)
     found = examine(out)
     if found.payload is None or found.payload.damage:
@@ -122,12 +136,20 @@ def command(
                 asked["strict"] = False
             bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite, **asked)
     size = folder_size(hf_out)
+    address = None
+    if push_to_hub:
+        from megatron.bridge.utils.hub_upload import model_card, upload
+
+        card = model_card(source, str(out.absolute()), found.payload.iteration, adapter_only)
+        address = upload(hf_out, push_to_hub, private, card)
     if as_json:
         document = {"path": str(hf_out), "kind": "adapter" if adapter_only else "model", "bytes": size}
-        click.echo(json.dumps(document | {"warnings": terminal.warnings}, indent=2))
+        click.echo(json.dumps(document | {"hub": address, "warnings": terminal.warnings}, indent=2))
         return
     what = "an adapter of PEFT" if adapter_only else "a Hugging Face model"
     click.echo(f"Wrote {hf_out}: {what}, {human_bytes(size)}.")
+    if address:
+        click.echo(f"Uploaded it to {address}.")
 
 
 def _imported_from(out: Path) -> str | None:

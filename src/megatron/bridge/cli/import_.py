@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from megatron.bridge.cli.command import JSON, OUT, TRUST, Command
+from megatron.bridge.cli.command import CACHE_DIR, JSON, OUT, TOKEN, TRUST, Command, set_hub
 from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.show import describe, show_flags
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
@@ -35,6 +35,11 @@ from megatron.bridge.release_checkpoint.target import check_space
     is_flag=True,
     help="HF_MODEL is a checkpoint of Megatron-LM instead, in the format torch, torch_dcp, or torch_dist.",
 )
+@click.option(
+    "--revision", metavar="NAME", help="Take this branch, tag, or commit of a model on the hub. Default: main."
+)
+@TOKEN
+@CACHE_DIR
 @click.option("--overwrite", is_flag=True, help="Replace a release checkpoint at OUT. Default: stop if there is one.")
 @click.option(
     "--link-iter-0",
@@ -73,6 +78,9 @@ def command(
     dtype: str | None,
     adapter: Path | None,
     from_megatron: bool,
+    revision: str | None,
+    token: str | None,
+    cache_dir: Path | None,
     overwrite: bool,
     link_iter_0: bool,
     layout: str,
@@ -94,7 +102,13 @@ def command(
     if link_iter_0 and not release:
         raise click.UsageError("--link-iter-0 needs the layout release, found --layout iter. Drop one of the two.")
     _check(folder, out, release, overwrite, "checkpoint of Megatron-LM" if from_megatron else "Hugging Face model")
-    expected = _megatron_size(folder) if from_megatron else _size(folder)
+    if not folder.is_dir() and not from_megatron:
+        set_hub(token, cache_dir)
+        from megatron.bridge.utils.hub import download
+
+        expected = _size(download(hf_model, revision))
+    else:
+        expected = _megatron_size(folder) if from_megatron else _size(folder)
     check_space(out, expected)
 
     def written() -> int:
@@ -115,6 +129,8 @@ def command(
             options["torch_dtype"] = getattr(torch, dtype)
         if adapter is not None:
             options["adapter"] = adapter
+        if revision is not None:
+            options["revision"] = revision
         if no_strict:
             options["strict"] = False
         if verify is not None:

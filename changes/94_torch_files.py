@@ -2,7 +2,7 @@
 """Hugging Face models whose weights are in pytorch_model.bin are imported, and exported as safetensors."""
 
 from fork.change import Change
-from fork.edits import File, add_import, expression, replace
+from fork.edits import File, add_import, expression, wrap
 
 
 change = Change(
@@ -20,10 +20,10 @@ safetensors.
         File(
             "models/hf_pretrained/base.py",
             [
-                replace(
+                wrap(
                     "PreTrainedBase.state",
                     expression("SafeTensorsStateSource(self.model_name_or_path)"),
-                    "weight_source.weight_source(self.model_name_or_path)",
+                    "weight_source.weight_source({}, self.init_kwargs)",
                 ),
                 add_import("from megatron.bridge.models.hf_pretrained import weight_source"),
             ],
@@ -35,6 +35,7 @@ safetensors.
         "`import_ckpt` reads `pytorch_model.bin`, or the files of its index, where a model has no safetensors. A file "
         "that names what could run code is refused.",
         "An export of such a model writes safetensors.",
+        "Of a model on the hub, `revision`, `token`, and `cache_dir` hold for the weights, too.",
     ],
     unchanged=["Models that have safetensors, with or without other files."],
     tested=["Every tensor of a release is that of the same model in safetensors, in one file and in several."],
@@ -42,5 +43,5 @@ safetensors.
         "tests/unit/bridge/test_torch_files.py": "models/",
         "tests/unit/bridge/test_weight_source.py": "models/hf_pretrained/",
     },
-    stands_on=["streaming-export"],
+    stands_on=["streaming-export", "hub"],
 )
