@@ -70,6 +70,17 @@ def test_tensors_are_left_out_only_if_asked(asked, tmp_path):
     assert invoke("import", "model", tmp_path / "d", "--no-strict").exit_code == 0 and asked["strict"] is False
 
 
+def test_what_a_model_is_made_of_is_passed_on(asked, tmp_path):
+    assert invoke("import", "model", tmp_path / "c", "--revision", "v2", "--adapter", "lora").exit_code == 0
+    assert (asked["revision"], asked["adapter"]) == ("v2", Path("lora"))
+    asked.clear()
+    (tmp_path / "model").mkdir()
+    result = invoke("import", "--from-megatron", tmp_path / "model", tmp_path / "d", "--dtype", "float32")
+    assert result.exit_code == 2 and "--from-megatron copies the weights as they are, found --dtype" in result.stderr
+    result = invoke("import", "--from-megatron", tmp_path / "model", tmp_path / "d")
+    assert result.exit_code == 1 and "holds no checkpoint of Megatron-LM" in result.stderr and not asked
+
+
 def test_iteration_0_is_not_overwritten_unasked(asked, build, tmp_path):
     root = build(tmp_path / "c", folder="iter_0000000", tracker="0", args=None)
     result = invoke("import", "model", root, "--layout", "iter")

@@ -2,6 +2,7 @@
 """What the subcommands share: their arguments, and errors in one line."""
 
 import errno
+import importlib
 import os
 import traceback
 from contextlib import ExitStack, redirect_stdout
@@ -42,6 +43,11 @@ VERBOSE = click.option(
     "-v", "--verbose", is_flag=True, help="Show the traceback of an error, and the output of imported packages."
 )
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only. --json prints its document.")
+
+
+def module(name: str) -> Any:
+    """Import a module below megatron.bridge that only one option needs, and that a later change may bring."""
+    return importlib.import_module(f"megatron.bridge.{name}")
 
 
 def set_hub(token: str | None, cache_dir: Path | None) -> None:

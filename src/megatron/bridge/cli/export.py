@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from megatron.bridge.cli.command import CHECKPOINT, JSON, TOKEN, TRUST, Command, set_hub
+from megatron.bridge.cli.command import CHECKPOINT, JSON, TOKEN, TRUST, Command, module, set_hub
 from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, printable
@@ -125,9 +125,7 @@ def command(
         else:
             bridge = AutoBridge.from_hf_pretrained(source, **options)
         if adapter_only:
-            from megatron.bridge.models.conversion.trained_adapter import export_adapter
-
-            export_adapter(bridge, out, hf_out, overwrite=overwrite)
+            module("models.conversion.trained_adapter").export_adapter(bridge, out, hf_out, overwrite=overwrite)
         else:
             asked: dict[str, Any] = {"dtype": getattr(torch, dtype)} if dtype else {}
             if max_shard_size:
@@ -138,10 +136,9 @@ def command(
     size = folder_size(hf_out)
     address = None
     if push_to_hub:
-        from megatron.bridge.utils.hub_upload import model_card, upload
-
-        card = model_card(source, str(out.absolute()), found.payload.iteration, adapter_only)
-        address = upload(hf_out, push_to_hub, private, card)
+        hub = module("utils.hub_upload")
+        card = hub.model_card(source, str(out.absolute()), found.payload.iteration, adapter_only)
+        address = hub.upload(hf_out, push_to_hub, private, card)
     if as_json:
         document = {"path": str(hf_out), "kind": "adapter" if adapter_only else "model", "bytes": size}
         click.echo(json.dumps(document | {"hub": address, "warnings": terminal.warnings}, indent=2))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from megatron.bridge.cli.command import CACHE_DIR, JSON, OUT, TOKEN, TRUST, Command, set_hub
+from megatron.bridge.cli.command import CACHE_DIR, JSON, OUT, TOKEN, TRUST, Command, module, set_hub
 from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.show import describe, show_flags
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
@@ -104,9 +104,7 @@ def command(
     _check(folder, out, release, overwrite, "checkpoint of Megatron-LM" if from_megatron else "Hugging Face model")
     if not folder.is_dir() and not from_megatron:
         set_hub(token, cache_dir)
-        from megatron.bridge.utils.hub import download
-
-        expected = _size(download(hf_model, revision))
+        expected = _size(module("utils.hub").download(hf_model, revision))
     else:
         expected = _megatron_size(folder) if from_megatron else _size(folder)
     check_space(out, expected)
@@ -138,9 +136,7 @@ def command(
         if trust_remote_code:
             options["trust_remote_code"] = True
         if from_megatron:
-            from megatron.bridge.models.conversion.from_megatron import import_megatron_lm
-
-            import_megatron_lm(folder, out, link_iter_0)
+            module("models.conversion.from_megatron").import_megatron_lm(folder, out, link_iter_0)
         else:
             AutoBridge.import_ckpt(hf_model, out, **options)
     found = examine(out)

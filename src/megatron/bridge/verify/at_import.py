@@ -79,6 +79,8 @@ def start(bridge: Any, source: str | os.PathLike, verify: bool | None, strict: b
         if verify:
             _tell(Verdict(NOT_PROVED, notes=[reason]), running)
         return
+    # A name on the hub says nothing of the revision.
+    source = bridge.hf_pretrained.state.source.path if options.get("revision") else source
     running.source, running.strict, running.wanted = str(source), strict, bool(verify)
     running.trust_remote_code = bool(options.get("trust_remote_code"))
     running.known = tuple(remarks(own_config(config)))
