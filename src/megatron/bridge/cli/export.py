@@ -137,7 +137,9 @@ def command(
     address = None
     if push_to_hub:
         hub = module("utils.hub_upload")
-        card = hub.model_card(source, str(out.absolute()), found.payload.iteration, adapter_only)
+        card = hub.model_card(
+            source or str(out.absolute()), str(out.absolute()), found.payload.iteration, adapter_only
+        )
         address = hub.upload(hf_out, push_to_hub, private, card)
     if as_json:
         document = {"path": str(hf_out), "kind": "adapter" if adapter_only else "model", "bytes": size}
