@@ -37,7 +37,11 @@ the calling process.
             ],
         ),
     ],
-    modules=["host/stand_in_models.py", "models/conversion/layout_families.py"],
+    modules=[
+        "host/stand_in_models.py",
+        "models/conversion/family_results.py",
+        "models/conversion/layout_families.py",
+    ],
     issues=[3295],
     stands_on=["own-process", "families", "host-modules", "conversion-errors"],
     problem=(
@@ -46,7 +50,7 @@ the calling process.
     ),
     changes=[
         "On such a host, `import_ckpt` and `export_ckpt` of these families run in a process of their own. Their arguments "
-        "must be picklable.",
+        "must be picklable. The command converts in its own process.",
     ],
     unchanged=[
         "Hosts with an accelerator and Transformer Engine, and the calling process.",

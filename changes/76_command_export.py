@@ -23,5 +23,5 @@ half a model if it is killed.
     unchanged=["AutoBridge and Bridge's scripts."],
     tested=["An export that fails or is killed leaves nothing, and one over a folder that exists is refused."],
     tests={"tests/unit/bridge/test_command_export.py": "cli/"},
-    stands_on=["command-import", "export-model-files"],
+    stands_on=["command-import", "export-model-files", "doubts"],
 )

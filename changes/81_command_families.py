@@ -28,7 +28,7 @@ names that are nearest to it.
             ],
         )
     ],
-    modules=["cli/families.py", "models/conversion/family_results.py"],
+    modules=["cli/families.py"],
     problem="Which models can be converted, and how well, is known after a download and a try.",
     changes=[
         "`megatron-bridge families` prints a line for each architecture.",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from megatron.bridge.cli.stand_ins import StandIn
+from megatron.bridge.cli.deferred_package import DeferredPackage
 from megatron.bridge.utils.lazy_imports import lazy_imports
 
 
@@ -47,11 +47,11 @@ ANSWERS = {
 def lean_imports() -> Iterator[None]:
     """Import AutoBridge in this block. What is deferred stays so after it."""
     # The process may have imported some of them, or have been here before.
-    stand_ins = {each.package: each for each in sys.meta_path if isinstance(each, StandIn)}
-    wanted = [name for name in PACKAGES if name not in sys.modules and name not in stand_ins]
-    new = {name: StandIn(name, ANSWERS.get(name, {})) for name in wanted if importlib.util.find_spec(name)}
+    deferred = {each.package: each for each in sys.meta_path if isinstance(each, DeferredPackage)}
+    wanted = [name for name in PACKAGES if name not in sys.modules and name not in deferred]
+    new = {name: DeferredPackage(name, ANSWERS.get(name, {})) for name in wanted if importlib.util.find_spec(name)}
     sys.meta_path[:0] = new.values()
-    stand_ins |= new
+    deferred |= new
     _compile_when_called()
     for package in PARENTS:
         if package not in sys.modules and (spec := importlib.util.find_spec(package)) and spec.loader:
@@ -64,8 +64,8 @@ def lean_imports() -> Iterator[None]:
         yield
     finally:
         # torch.distributed uses the compiler if it finds it imported.
-        if COMPILER in stand_ins and stand_ins[COMPILER].is_active:
-            stand_ins[COMPILER].forget()
+        if COMPILER in deferred and deferred[COMPILER].is_active:
+            deferred[COMPILER].forget()
         gc.freeze()
         gc.enable()
 

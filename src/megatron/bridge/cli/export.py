@@ -12,9 +12,9 @@ from megatron.bridge.cli.command import CHECKPOINT, JSON, TOKEN, TRUST, Command,
 from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, printable
-from megatron.bridge.release_checkpoint import weights
+from megatron.bridge.release_checkpoint import doubts, weights
 from megatron.bridge.release_checkpoint.examine import examine
-from megatron.bridge.release_checkpoint.layout import RUN_CONFIG
+from megatron.bridge.release_checkpoint.layout import HF_FILES, RELEASE, RUN_CONFIG
 from megatron.bridge.release_checkpoint.target import check_export_target, check_space
 from megatron.bridge.repair.problems import problems
 
@@ -114,6 +114,9 @@ def command(
         with lean_imports():
             import torch
 
+            from megatron.bridge.models.conversion import layout_families
+
+            layout_families.install_for(hf_model or _kept_model(out, found.payload.path))
             from megatron.bridge import AutoBridge
 
         source = hf_model or _imported_from(out)
@@ -149,6 +152,12 @@ def command(
     click.echo(f"Wrote {hf_out}: {what}, {human_bytes(size)}.")
     if address:
         click.echo(f"Uploaded it to {address}.")
+
+
+def _kept_model(out: Path, payload: Path) -> str | Path:
+    """Return where the config of a checkpoint's model is, which says how it is exported, and not from what."""
+    kept = (each / HF_FILES for each in (payload, out / RELEASE) if (each / HF_FILES / "config.json").is_file())
+    return next(kept, None) or doubts.imported_from(payload) or payload
 
 
 def _imported_from(out: Path) -> str | None:

@@ -120,6 +120,9 @@ def command(
         with lean_imports():
             import torch
 
+            from megatron.bridge.models.conversion import layout_families
+
+            layout_families.install_for(hf_model)
             from megatron.bridge import AutoBridge
 
         options = {"release": release, "link_iter_0": link_iter_0}

@@ -4,13 +4,15 @@
 A checkpoint has the parameters, the extra states, and the names of Transformer Engine's modules. Without Transformer
 Engine and an accelerator, a conversion can build its model from stand-ins that have these and compute nothing. FLA,
 mamba-ssm, and causal-conv1d give Megatron Core functions, and a norm. Megatron Core decides when it is imported
-whether there is a Transformer Engine. So `install` belongs to a process that only converts: `own_process.py`.
+whether there is a Transformer Engine. So `install` belongs to a process that only converts: a command's, or that of
+`own_process.py`.
 """
 
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import types
@@ -19,7 +21,7 @@ from typing import Any, NoReturn
 import torch
 
 
-__all__ = ["are_installed", "install"]
+__all__ = ["are_installed", "are_needed", "install"]
 
 # Megatron Core asks for versions. 2.9.0 is the oldest Transformer Engine that core 0.19 has no fallback for.
 VERSIONS = {
@@ -39,6 +41,13 @@ _SUBMODULES = ("attention", "common", "distributed", "fp8", "module", "ops", "py
 def are_installed() -> bool:
     """Return whether this process has the stand-ins."""
     return any(isinstance(finder, _Finder) for finder in sys.meta_path)
+
+
+def are_needed() -> bool:
+    """Return whether this host lacks Transformer Engine or an accelerator. Megatron Core isn't imported for it."""
+    core = sys.modules.get("megatron.core.extensions.transformer_engine")
+    found = core.HAVE_TE if core else importlib.util.find_spec("transformer_engine") is not None
+    return not (found and torch.cuda.is_available() and torch.cuda.device_count() > 0)
 
 
 def install() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -57,6 +58,31 @@ def test_an_error_is_raised_here_with_the_traceback_of_there():
 def test_a_process_that_dies_is_told():
     with pytest.raises(RuntimeError, match="ended with signal SIGKILL: it may have run out of memory"):
         own_process.run(die, (signal.SIGKILL,), {})
+
+
+def wait(state):
+    state.write_text("started")
+    try:
+        time.sleep(300)
+    finally:
+        state.write_text("cleaned up")
+
+
+def test_an_interrupt_lets_it_clean_up(tmp_path):
+    state, before = tmp_path / "state", signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt():
+        while not state.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            own_process.run(wait, (state,), {})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert state.read_text() == "cleaned up"
 
 
 def test_an_argument_that_cannot_be_pickled_is_named():

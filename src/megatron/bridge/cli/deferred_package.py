@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 
-class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class DeferredPackage(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds and loads the modules of a package without their code, until one of their names is used.
 
     Args:
@@ -57,11 +57,11 @@ class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 class _Later:
     """Stands for an attribute of a module, and becomes it when it is called, subclassed or looked into."""
 
-    def __init__(self, stand_in: StandIn, module: str, name: str):
-        self._stand_in, self._origin = stand_in, (module, name)
+    def __init__(self, package: DeferredPackage, module: str, name: str):
+        self._package, self._origin = package, (module, name)
 
     def _real(self) -> Any:
-        return self._stand_in.real(*self._origin)
+        return self._package.real(*self._origin)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -69,7 +69,7 @@ class _Later:
         return getattr(self._real(), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self._stand_in.answers.get(self._origin[1]) if self._stand_in.is_active else None
+        answer = self._package.answers.get(self._origin[1]) if self._package.is_active else None
         answered = answer(*args, **kwargs) if answer else NotImplemented
         return self._real()(*args, **kwargs) if answered is NotImplemented else answered
 
@@ -87,10 +87,10 @@ class _Later:
 
     def __instancecheck__(self, instance: Any) -> bool:
         # A class that was never imported has no instances, and Bridge asks this of every module of a model.
-        return not self._stand_in.is_active and isinstance(instance, self._real())
+        return not self._package.is_active and isinstance(instance, self._real())
 
     def __subclasscheck__(self, subclass: type) -> bool:
-        return not self._stand_in.is_active and issubclass(subclass, self._real())
+        return not self._package.is_active and issubclass(subclass, self._real())
 
     def __or__(self, other: Any) -> Any:
         return typing.Any | other
