@@ -3,7 +3,9 @@
 
 import logging
 
+import pytest
 import torch
+import transformers
 from tiny_models import hf_config
 
 from megatron.bridge import AutoBridge
@@ -46,3 +48,24 @@ def test_a_model_without_flags_gets_none():
     assert (
         "the activation gated gelu; " in line and "drops --rope-scaling-factor 32.0" in line and "--load" not in line
     )
+
+
+@pytest.mark.parametrize(
+    "config, architecture, words",
+    [
+        ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration", "it is made of models.qwen_vl.qwen3_vl_provider, and"),
+        ("MiniMaxM2Config", "MiniMaxM2ForCausalLM", "it is made of models.minimax_m2."),
+        ("Qwen3NextConfig", "Qwen3NextForCausalLM", "it is made of gated_delta_net, and a recipe takes"),
+        ("NemotronHConfig", "NemotronHForCausalLM", "it has Mamba layers, Megatron-LM's pretrain_hybrid.py takes"),
+    ],
+)
+def test_a_model_that_pretrain_gpt_lacks_gets_none(config, architecture, words):
+    bridge = AutoBridge.from_hf_config(getattr(transformers, config)(architectures=[architecture]))
+    (line,) = launch_lines("OUT", megatron_lm_args(bridge.to_megatron_provider(load_weights=False)))
+    assert words in line and "--" not in line
+
+
+@pytest.mark.parametrize("family", ["llama-2", "mistral", "qwen2", "qwen3-moe", "deepseek-v3"])
+def test_a_model_of_megatron_core_s_layers_gets_flags(family):
+    provider = AutoBridge.from_hf_config(hf_config(family)).to_megatron_provider(load_weights=False)
+    assert len(launch_lines("OUT", megatron_lm_args(provider))) == 2

@@ -171,7 +171,9 @@ def _layers(args: Namespace, experts: int | None) -> Iterator[tuple[str, Any]]:
     layers = getattr(args, "num_layers", None) or 0
     if hasattr(args, "window_size"):
         size, skipped = args.window_size, getattr(args, "window_attn_skip_freq", None)
-        yield "windows", [size[0] + 1 if size and _has_window(skipped, layer) else None for layer in range(layers)]
+        # MiMo-V2-Flash has a number, of the tokens themselves.
+        window = size if isinstance(size, int) else size and size[0] + 1
+        yield "windows", [window if size and _has_window(skipped, layer) else None for layer in range(layers)]
     if experts and hasattr(args, "moe_layer_freq"):
         frequency = args.moe_layer_freq or 1
         if isinstance(frequency, int):

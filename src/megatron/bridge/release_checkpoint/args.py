@@ -85,8 +85,12 @@ def _scaling(name: str, config: Any) -> Any:
     return getattr(config, name, None) if getattr(config, "multi_latent_attention", False) else None
 
 
-def _is_untied(config: Any) -> bool:
-    return not getattr(config, "share_embeddings_and_output_weights", True)
+def _code(config: Any) -> str | None:
+    """Return the module below megatron.bridge, or the attention, that Megatron-LM's GPT doesn't have."""
+    spec = getattr(config, "transformer_layer_spec", None)
+    parts = filter(callable, (getattr(type(config), "provide", None), getattr(spec, "func", spec)))
+    modules = {getattr(each, "__module__", "").partition("megatron.bridge.")[2] for each in parts}
+    return min(modules - {"", "models.gpt_provider"}, default=getattr(config, "experimental_attention_variant", None))
 
 
 # ``--use-checkpoint-args`` takes these from a checkpoint.
@@ -105,7 +109,10 @@ READ = (
     _true("add_qkv_bias"),
     _true("swiglu", _gated("silu")),
     _true("squared_relu", lambda config: _activation(config) == "squared_relu"),
-    _true("untie_embeddings_and_output_weights", _is_untied),
+    _true(
+        "untie_embeddings_and_output_weights",
+        lambda config: not getattr(config, "share_embeddings_and_output_weights", True),
+    ),
     Arg("normalization"),
     _true("apply_query_key_layer_scaling"),
     *_all("attention_dropout", "hidden_dropout"),
@@ -155,12 +162,13 @@ _WITHOUT_FLAG = (
     Arg("apply_layernorm_1p", "layernorm_zero_centered_gamma"),
     Arg("add_position_embedding", lambda config: True),
     Arg("use_rotary_position_embeddings", lambda config: False),
-    *_all("original_max_position_embeddings", "beta_fast", "beta_slow"),
+    *_all("original_max_position_embeddings", "beta_fast", "beta_slow", "heterogeneous_layers_config_encoded_json"),
     *_all("mtp_use_repeated_layer", "mtp_hybrid_override_pattern", "hybrid_layer_pattern"),
     *_all("mamba_state_dim", "mamba_head_dim", "mamba_num_groups", "mamba_num_heads", "make_vocab_size_divisible_by"),
     *_all("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"),
     Arg("expert_model_parallel_size"),
     Arg("bridge_provider", lambda config: type(config).__name__),
+    Arg("bridge_code", _code),
     Arg("bridge_activation", lambda config: "gated " * bool(config.gated_linear_unit) + _activation(config)),
     Arg("world_size", lambda config: config.tensor_model_parallel_size * config.pipeline_model_parallel_size),
 )

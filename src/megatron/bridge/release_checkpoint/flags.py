@@ -18,6 +18,8 @@ _OWN_CODE = {
     "Gemma": "Gemma's scaled embeddings and its gated GELU",
     "OlMoE": "OLMoE's norms over the queries and keys of all heads",
 }
+# The module that builds Megatron Core's hybrid models.
+_HYBRID = "models.hybrid."
 _ACTIVATIONS = ("gated silu", "gated quick_gelu", "gelu", "silu", "squared_relu", "quick_gelu")
 
 # Fields whose flags take several values as separate words. Other lists are one word.
@@ -84,9 +86,20 @@ def unsaid(args: Namespace) -> list[str]:
     """
     provider, activation = (str(getattr(args, f"bridge_{what}", "")) for what in ("provider", "activation"))
     found = [what for family, what in _OWN_CODE.items() if provider.startswith(family)]
+    code = getattr(args, "bridge_code", None) or ""
+    if code.startswith(_HYBRID):
+        found.append(
+            "it has Mamba layers, Megatron-LM's pretrain_hybrid.py takes their pattern and sizes from the args"
+        )
+    elif code and not found:
+        found.append(f"it is made of {code}, and a recipe takes the release as checkpoint.pretrained_checkpoint")
     if activation and activation not in _ACTIVATIONS and not found:
         found.append(f"the activation {activation}")
     if getattr(args, "multi_latent_attention", False):
+        if getattr(args, "qk_layernorm", False) and getattr(args, "q_lora_rank", None) is None:
+            found.append(
+                "without --q-lora-rank, core 0.19 puts a norm in front of the query; core 0.18 builds this model"
+            )
         for name, fixed in _FIXED.items():
             if getattr(args, name, fixed) != fixed:
                 found.append(f"there is no flag for {name}={getattr(args, name)}, Megatron-LM uses {fixed}")

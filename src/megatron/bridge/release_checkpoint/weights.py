@@ -75,7 +75,8 @@ def contradictions(args: Namespace | None, metadata: Metadata | None) -> list[st
         compared["num_experts"] = given("num_experts"), {0}
     heads, size = given("num_attention_heads"), given("kv_channels")
     grouped = getattr(args, "group_query_attention", None)
-    if heads and size and grouped is not None and not getattr(args, "multi_latent_attention", False):
+    usual = not getattr(args, "multi_latent_attention", False) and not getattr(args, "bridge_code", None)
+    if heads and size and grouped is not None and usual:
         groups = given("num_query_groups") if grouped else heads
         # If the attention's output has a gate, that has as many rows as the queries.
         wanted = {(heads * queries + 2 * groups) * size for queries in (1, 2)} if groups else set()
