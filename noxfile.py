@@ -280,10 +280,11 @@ def transformer_engine(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, requires=["build"])
 def families(session: nox.Session) -> None:
-    """Take a tiny model of each family out and back, without Transformer Engine: `-- ARCHITECTURE …`."""
+    """Take a tiny model of each family out and back: `-- ARCHITECTURE …`; writes docs/compatibility.md."""
     _install_patched(session)
+    _install_transformer_engine(session)
     _keep_bytecode(session)
-    session.run("python", "tests/families/check.py", *_arguments(session)[1])
+    session.run("python", "tests/families/check.py", "--page=docs/compatibility.md", *_arguments(session)[1])
 
 
 @nox.session(python=PYTHON, requires=["build"])

@@ -4,6 +4,7 @@
 A row of `ROWS` is an architecture. Its config is the default of its class in transformers, with small sizes.
 """
 
+import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizer import train_tokenizer
+from transformers import AutoConfig
+
+from megatron.bridge import AutoBridge
+from megatron.bridge.host import accelerator
 
 
 _TEXT = {
@@ -78,24 +83,23 @@ class Row:
     """An architecture.
 
     Attributes:
-        config: The class of its config, in transformers or, with its module, in Bridge. None for one of the hub.
         values: What differs from the small default. Values of nested configs are dicts.
-        model: The class of the model. Default: the class in transformers that has the architecture's name.
+        written: config.json of a model whose code is on the hub. The tensors are then those that Bridge maps.
+        model: The class of the model, in transformers or, with its module, in Bridge. Default: the class in
+            transformers that has the architecture's name.
         published: Values of config.json that transformers doesn't save.
         reason: Part of the first line of what doesn't come back, or of the error. None if all comes back.
-        names: Parts of names of tensors that transformers 5.12 saves in another way than they are published.
     """
 
-    config: str | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    written: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
     published: dict[str, Any] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
     reason: str | None = None
 
 
 _TIED = {"tie_word_embeddings": True}
-_LATENT = {"head_dim": 16, "qk_head_dim": 32, "num_key_value_heads": 4}
+_LATENT = {"head_dim": 16, "qk_head_dim": 32, "num_key_value_heads": 4, "num_experts_per_tok": 2}
 
 _GEMMA_4 = {"vocab_size_per_layer_input": 384, "hidden_size_per_layer_input": 16, "global_head_dim": 32}
 _GEMMA_4_VISION = {
@@ -118,8 +122,73 @@ _YARN = {
 }
 _MINISTRAL = _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
 
+# What models of the hub have in config.json.
+_WRITTEN = {
+    "vocab_size": 384,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+_WRITTEN_EXPERTS = _WRITTEN | {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+_WRITTEN_LATENT = {
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+}
+_STEP = {
+    "num_attention_groups": 2,
+    "moe_num_experts": 4,
+    "moe_top_k": 2,
+    "share_expert_dims": 32,
+    "share_expert_dim": 32,
+    "moe_layers_enum": [1, 2, 3],
+    "num_nextn_predict_layers": 0,
+    "use_qk_norm": True,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    "attention_other_setting": {
+        "attention_type": "sliding_attention",
+        "num_attention_heads": 8,
+        "num_attention_groups": 2,
+        "head_dim": 16,
+    },
+    "sliding_window": 32,
+    "max_seq_len": 256,
+}
+
 ROWS: dict[str, Row] = {
+    "BailingMoeV2ForCausalLM": Row(model="megatron.bridge.models.bailing.modeling_bailing_moe_v2"),
+    "DeciLMForCausalLM": Row(
+        written=_WRITTEN
+        | {
+            "rope_scaling": None,
+            "block_configs": [
+                {
+                    "attention": {"n_heads_in_group": heads, "no_op": heads is None, "replace_with_linear": False},
+                    "ffn": {"ffn_mult": factor, "no_op": factor is None, "replace_with_linear": False},
+                }
+                for heads, factor in ((2, 1.0), (None, 1.0), (2, None), (2, 4.0))
+            ],
+        }
+    ),
     "DeepseekV2ForCausalLM": Row(values=_LATENT),
+    "DeepseekV2ForCausalLM with q_lora_rank null": Row(values=_LATENT | {"q_lora_rank": None}),
     "DeepseekV3ForCausalLM": Row(values=_LATENT),
     "DeepseekV4ForCausalLM": Row(
         values={
@@ -143,6 +212,7 @@ ROWS: dict[str, Row] = {
     ),
     "Exaone4ForCausalLM": Row(values=_TIED),
     "Exaone4_5_ForConditionalGeneration": Row(),
+    "ExaoneMoEForCausalLM": Row(model="ExaoneMoeForCausalLM", published={"architectures": ["ExaoneMoEForCausalLM"]}),
     "ExaoneMoeForCausalLM": Row(),
     "FalconH1ForCausalLM": Row(
         values={
@@ -172,7 +242,31 @@ ROWS: dict[str, Row] = {
     ),
     "GptOssForCausalLM": Row(),
     "HYV3ForCausalLM": Row(published={"first_k_dense_replace": 1}),
+    "KimiK2ForCausalLM": Row(
+        written=_WRITTEN_EXPERTS
+        | _WRITTEN_LATENT
+        | {"q_lora_rank": 32, "n_routed_experts": 4, "n_shared_experts": 1, "scoring_func": "sigmoid"}
+    ),
     "LlamaForCausalLM": Row(),
+    "MiMoForCausalLM": Row(written=_WRITTEN | {"num_nextn_predict_layers": 1}),
+    "MiMoV2FlashForCausalLM": Row(
+        written=_WRITTEN
+        | {
+            "layernorm_epsilon": 1e-6,
+            "scoring_func": "sigmoid",
+            "hybrid_layer_pattern": [0, 1, 1, 0],
+            "sliding_window_size": 32,
+            "swa_rope_theta": 10000.0,
+            "swa_num_key_value_heads": 4,
+            "v_head_dim": 8,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "moe_layer_freq": [0, 1, 1, 1],
+            "attention_value_scale": 0.7,
+            "partial_rotary_factor": 0.5,
+        }
+    ),
     "MiniMaxM2ForCausalLM": Row(),
     "MiniMaxM3SparseForConditionalGeneration": Row(
         values={
@@ -196,13 +290,33 @@ ROWS: dict[str, Row] = {
             "ssm_state_size": 16,
             "moe_shared_expert_intermediate_size": 32,
         },
-        names={"backbone.embedding.": "backbone.embeddings."},
+    ),
+    "NemotronLabsDiffusionModel": Row(
+        written=_WRITTEN | {"rope_parameters": _MINISTRAL, "num_attention_heads": 32, "num_key_value_heads": 8},
+        reason="run_config.yaml: it names 'transformers_modules.",
     ),
     "OlmoeForCausalLM": Row(values={"num_key_value_heads": 4}),
-    "Qwen2AudioForConditionalGeneration": Row(names={"language_model.model.model.": "language_model.model."}),
+    "Qwen2AudioForConditionalGeneration": Row(),
     "Qwen2ForCausalLM": Row(),
     "Qwen2_5OmniForConditionalGeneration": Row(values={"enable_audio_output": False}),
     "Qwen2_5_VLForConditionalGeneration": Row(),
+    "Qwen3ASRForConditionalGeneration": Row(
+        written={
+            "model_type": "qwen3_asr",
+            "thinker_config": {
+                "dtype": "bfloat16",
+                "text_config": _WRITTEN | {"pad_token_id": 0, "rope_scaling": {"mrope_section": [3, 3, 2]}},
+                "audio_config": {
+                    "d_model": 32,
+                    "encoder_layers": 2,
+                    "encoder_attention_heads": 2,
+                    "encoder_ffn_dim": 64,
+                    "output_dim": 64,
+                    "downsample_hidden_size": 16,
+                },
+            },
+        }
+    ),
     "Qwen3ForCausalLM": Row(),
     "Qwen3MoeForCausalLM": Row(),
     "Qwen3NextForCausalLM": Row(),
@@ -213,6 +327,17 @@ ROWS: dict[str, Row] = {
     "Qwen3_5ForConditionalGeneration": Row(),
     "Qwen3_5MoeForCausalLM": Row(),
     "Qwen3_5MoeForConditionalGeneration": Row(),
+    "SarvamMLAForCausalLM": Row(written=_WRITTEN_EXPERTS | _WRITTEN_LATENT),
+    "SarvamMoEForCausalLM": Row(written=_WRITTEN_EXPERTS),
+    "Step3p5ForCausalLM": Row(written=_WRITTEN_EXPERTS | _STEP | {"model_type": "step3p5"}),
+    "Step3p7ForConditionalGeneration": Row(
+        written={
+            "model_type": "step3p7",
+            "text_config": _WRITTEN_EXPERTS | _STEP | {"dtype": "bfloat16"},
+            "vision_config": {"width": 32, "layers": 2, "heads": 2, "image_size": 56, "mlp_ratio": 2.0},
+            "image_token_id": 5,
+        }
+    ),
 }
 
 
@@ -239,26 +364,58 @@ def _small(config: dict[str, Any], values: dict[str, Any], sizes: dict[str, Any]
 def make_model(folder: Path, architecture: str) -> Path:
     """Write a tiny random checkpoint in bf16, and return its folder."""
     row = ROWS[architecture]
-    model_class = getattr(transformers, row.model or architecture)
-    config_class = getattr(transformers, row.config) if row.config else model_class.config_class
-    config = config_class.from_dict(_small(config_class().to_dict(), row.values))
     torch.manual_seed(0)
-    model = model_class._from_config(config, dtype=torch.bfloat16)
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point() and tensor.numel():
-                tensor.copy_(torch.randn(tensor.shape) * 0.1 + (tensor.dim() == 1))
-    model.save_pretrained(folder)
+    if row.written:
+        _write_config(folder, architecture, row.written)
+        tensors = _mapped(folder)
+    else:
+        tensors = _made(folder, row, row.model or architecture.partition(" ")[0])
+    for name, tensor in tensors.items():
+        values = torch.randn(tensor.shape) * 0.1 + (tensor.dim() == 1)
+        tensors[name] = values.to(torch.float32 if name.endswith(_IN_FLOAT32) else torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     train_tokenizer(folder, _TEXT["vocab_size"])
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    for old, new in row.names.items():
-        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
-    for name in tensors:
-        if name.endswith(_IN_FLOAT32):
-            tensors[name] = tensors[name].float()
-    save_file(tensors, path, {"format": "pt"})
     if row.published:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | row.published, indent=2))
     return folder
+
+
+def _made(folder: Path, row: Row, name: str) -> dict[str, torch.Tensor]:
+    """Save a model of a class of transformers or of Bridge, and return its tensors."""
+    if "." in name:
+        module = importlib.import_module(name)
+        (model_class,) = (each for each in vars(module).values() if getattr(each, "__name__", "") in ROWS)
+    else:
+        model_class = getattr(transformers, name)
+    config_class = model_class.config_class
+    config = config_class.from_dict(_small(config_class().to_dict(), row.values))
+    model_class._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def _write_config(folder: Path, architecture: str, values: dict[str, Any]) -> None:
+    """Write config.json as a model of the hub has it, with a class that takes every value."""
+    folder.mkdir(parents=True)
+    config = {"architectures": [architecture], "dtype": "bfloat16"} | values
+    if "model_type" not in values:  # which Bridge has a class for
+        code = {"AutoConfig": "configuration_tiny.Tiny", "AutoModelForCausalLM": f"modeling_tiny.{architecture}"}
+        config |= {"model_type": "tiny", "auto_map": code}
+        lines = [
+            "from transformers import PretrainedConfig",
+            "class Tiny(PretrainedConfig):",
+            "    model_type = 'tiny'",
+        ]
+        (folder / "configuration_tiny.py").write_text("\n".join([*lines, ""]))
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def _mapped(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors that an export of the bridge's own model has."""
+    bridge = AutoBridge.from_hf_config(AutoConfig.from_pretrained(folder, trust_remote_code=True))
+    # One of these models makes masks of many GB for its training.
+    with accelerator.gloo_group(), torch.device("meta"):
+        provider = bridge.to_megatron_provider(load_weights=False)
+        provider.finalize()
+        model = provider.provide_distributed_model(wrap_with_ddp=False)
+        return dict(bridge.export_hf_weights(model, cpu=False, show_progress=False))

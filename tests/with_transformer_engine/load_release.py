@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load release checkpoints into models of Transformer Engine's modules, and print a line of JSON for each.
 
-    python tests/with_transformer_engine/load_release.py FOLDER…
+    python tests/with_transformer_engine/load_release.py [--keys] FOLDER…
 
 Each folder has a Hugging Face model in `hf/` and its release checkpoint in `megatron/`. The model saves to `saved/`.
 This is a separate program because the import of Megatron Core decides whether there is a Transformer Engine. Here
-there is one that computes nothing (`inert_extension.py`), and the CPU emulates a GPU (`cuda_emulation.py`).
+there is one that computes nothing (`inert_extension.py`), and the CPU emulates a GPU (`cuda_emulation.py`). With
+--keys, only the keys are compared, and other packages than Transformer Engine have stand-ins.
 """
 
 import gc
@@ -26,6 +27,15 @@ import inert_extension
 
 
 VERSION = inert_extension.install()
+
+from megatron.bridge.host import stand_ins  # noqa: E402
+
+
+ONLY_KEYS = "--keys" in sys.argv
+if ONLY_KEYS:
+    for package in ("transformer_engine", inert_extension.EXTENSION):
+        del stand_ins.VERSIONS[package]
+    stand_ins.install()
 
 import cuda_emulation  # noqa: E402
 
@@ -79,12 +89,15 @@ class Found:
 
 def load(folder: Path) -> Found:
     """Load the release checkpoint in `folder` strictly, and compare it with its source."""
-    bridge = AutoBridge.from_hf_pretrained(folder / "hf")
+    bridge = AutoBridge.from_hf_pretrained(folder / "hf", **({"trust_remote_code": True} if ONLY_KEYS else {}))
     provider = bridge.to_megatron_provider(load_weights=False)
     provider.gradient_accumulation_fusion = False  # needs a kernel of Apex
     provider.finalize()
     model = provider.provide_distributed_model(wrap_with_ddp=False)
     found = Found(modules=len(list(_of_transformer_engine(model[0]))))
+    if ONLY_KEYS:
+        _, found.lacking, found.besides = read_release(model[0], folder / "megatron" / "release")
+        return found
 
     fill_with_nan(model[0])
     state, found.lacking, found.besides = read_release(model[0], folder / "megatron" / "release")
@@ -164,7 +177,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     environment = dict(os.environ)
-    for folder in map(Path, sys.argv[1:]):
+    for folder in (Path(each) for each in sys.argv[1:] if each != "--keys"):
         # Megatron Core sets NVTE_* to the attention of a model, and then refuses a model with another one.
         os.environ.clear()
         os.environ.update(environment)

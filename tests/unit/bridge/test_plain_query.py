@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tiny_models import save_hf_model, weights
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.host import accelerator
 from megatron.bridge.models.plain_query import PlainQueryAttention
 from megatron.bridge.release_checkpoint.args import megatron_lm_args
 from megatron.bridge.release_checkpoint.flags import launch_lines
@@ -27,7 +28,10 @@ def test_it_goes_out_and_back_without_a_norm_in_front_of_the_query(tmp_path):
 def test_only_a_plain_query_is_built_and_said(rank, plain, tmp_path):
     hf = save_hf_model(tmp_path / "hf", "deepseek-v3", q_lora_rank=rank)
     bridge = AutoBridge.from_hf_pretrained(hf)
-    (model,) = bridge.to_megatron_model(wrap_with_ddp=False)
+    provider = bridge.to_megatron_provider(load_weights=False)
+    provider.finalize()
+    with accelerator.gloo_group():
+        (model,) = provider.provide_distributed_model(wrap_with_ddp=False)
     assert any(isinstance(each, PlainQueryAttention) for each in model.modules()) == plain
-    lines = launch_lines("OUT", megatron_lm_args(bridge.to_megatron_provider(load_weights=False)))
+    lines = launch_lines("OUT", megatron_lm_args(provider))
     assert ("puts a norm in front of the query" in lines[0]) == plain
