@@ -92,6 +92,7 @@ def load(folder: Path) -> Found:
     bridge = AutoBridge.from_hf_pretrained(folder / "hf", **({"trust_remote_code": True} if ONLY_KEYS else {}))
     provider = bridge.to_megatron_provider(load_weights=False)
     provider.gradient_accumulation_fusion = False  # needs a kernel of Apex
+    provider.moe_token_dispatcher_type = "alltoall"  # others need packages for GPUs
     provider.finalize()
     model = provider.provide_distributed_model(wrap_with_ddp=False)
     found = Found(modules=len(list(_of_transformer_engine(model[0]))))
