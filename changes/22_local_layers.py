@@ -2,7 +2,7 @@
 """Models are built from Megatron Core's own layers where there is no Transformer Engine."""
 
 from fork.change import Change
-from fork.edits import File, add_import, call, insert_first, pass_argument
+from fork.edits import File, add_import, call, decorate, insert_first, pass_argument
 
 
 change = Change(
@@ -69,4 +69,22 @@ model. run_config.yaml records the original ones.
     unchanged=["Hosts with an accelerator and Transformer Engine."],
     tested=["Unit tests on a CPU host without Transformer Engine, which skip themselves elsewhere."],
     tests={"tests/unit/bridge/host/test_local_layers.py": "host/"},
+    upstream_tests=[
+        # They say what a host with Transformer Engine and an accelerator does, and run without them, too.
+        File(
+            "tests/unit_tests/models/test_gpt_provider.py",
+            [decorate("TestGPTModelProvider", 'patch("megatron.bridge.models.gpt_provider.HAVE_TE", True)')],
+        ),
+        File(
+            "tests/unit_tests/models/test_transformer_config.py",
+            [
+                decorate(
+                    f"Test{config}Finalize",
+                    'patch("megatron.bridge.models.transformer_config.adapt_to_host", new=lambda config: None)',
+                    releases=">=0.7",
+                )
+                for config in ("TransformerConfig", "MLATransformerConfig", "HeterogeneousTransformerConfig")
+            ],
+        ),
+    ],
 )

@@ -2,13 +2,23 @@
 """RoPE scaling and sliding windows of config.json reach the model provider, whatever the family."""
 
 from fork.change import Change
-from fork.edits import File, assign, expression, insert_after, replace
+from fork.edits import File, assign, expression, insert_after, replace, replace_in_test
 
 
 # What MistralModelProvider has no field for.
 MISTRAL_FACTOR = {
     "<0.4": 'hf_config.rope_scaling.get("factor", 8.0)',
     ">=0.4": "rope_scaling_factor_from_hf(hf_config, default=8.0)",
+}
+CARRY_OVER = "megatron.bridge.models.conversion.rope_scaling.carry_over"
+# Their providers are mocks, without RoPE.
+MOCKS = {
+    "test_auto_bridge.py": [
+        "TestAutoBridge.test_to_megatron_provider_basic",
+        "TestAutoBridge.test_to_megatron_provider_with_custom_kwargs",
+        "TestAutoBridge.test_to_megatron_provider_persists_hf_model_revision",
+    ],
+    "llama/test_llama_bridge.py": ["TestAutoBridgeIntegration.test_from_pretrained_multiple_models"],
 }
 
 change = Change(
@@ -66,5 +76,12 @@ GPTModelProvider with one RoPE.
     unchanged=["Providers of the published models."],
     tested=["Logits of Megatron-LM and transformers on tiny models with peaked attention, on the CPU, within 1e-4."],
     tests={"tests/unit/bridge/test_rope_scaling.py": "models/test_rope_scaling.py"},
+    upstream_tests=[
+        File(
+            f"tests/unit_tests/models/{file}",
+            [edit for test in tests for edit in replace_in_test(test, CARRY_OVER, releases=">=0.7")],
+        )
+        for file, tests in MOCKS.items()
+    ],
     stands_on=["release-checkpoints"],
 )

@@ -2,8 +2,18 @@
 """import_ckpt refuses a config.json that changes what the model computes and that Bridge's model doesn't follow."""
 
 from fork.change import Change
-from fork.edits import File, assign, insert_after
+from fork.edits import File, assign, insert_after, replace_in_test
 
+
+CHECK = "megatron.bridge.models.conversion.config_check.check_config"
+# Their bridge is a mock, without a config.
+MOCKS = (
+    "test_import_ckpt_basic",
+    "test_import_ckpt_with_kwargs",
+    "test_import_ckpt_with_low_memory_save",
+    "test_import_ckpt_preserves_existing_distributed_context",
+    "test_import_ckpt_scopes_standalone_cpu_state_to_gloo_context",
+)
 
 change = Change(
     name="config-check",
@@ -49,5 +59,11 @@ strict=False. A family without a table is imported with a warning.
     tests={"tests/unit/bridge/test_config_check.py": "models/test_config_check.py"},
     limit=600,
     limit_reason="config_keys.py is a table of 14 families' keys, and means nothing without the check that reads it.",
+    upstream_tests=[
+        File(
+            "tests/unit_tests/models/test_auto_bridge.py",
+            [edit for test in MOCKS for edit in replace_in_test(f"TestAutoBridge.{test}", CHECK, releases=">=0.7")],
+        )
+    ],
     stands_on=["accounting", "rope-and-windows"],
 )

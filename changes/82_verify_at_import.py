@@ -2,7 +2,17 @@
 """An import of what nobody has compared proves itself before it publishes."""
 
 from fork.change import Change
-from fork.edits import File, add_import, add_parameter, call, decorate, expression, insert_after, insert_before
+from fork.edits import (
+    File,
+    add_import,
+    add_parameter,
+    call,
+    decorate,
+    expression,
+    insert_after,
+    insert_before,
+    replace_in_test,
+)
 
 
 VERIFY_DOC = (
@@ -10,6 +20,14 @@ VERIFY_DOC = (
     "model if it fits in memory, otherwise of a small twin. False compares nothing. By default a twin is compared, in a "
     "process of its own beside the conversion, if the config is of a kind that nobody has compared. A model that differs "
     "is refused."
+)
+# Their bridge is a mock, without a config.
+MOCKS = (
+    "test_import_ckpt_basic",
+    "test_import_ckpt_with_kwargs",
+    "test_import_ckpt_with_low_memory_save",
+    "test_import_ckpt_preserves_existing_distributed_context",
+    "test_import_ckpt_scopes_standalone_cpu_state_to_gloo_context",
 )
 
 change = Change(
@@ -63,5 +81,17 @@ table lists, are not delayed. `verify=True` proves any import, and
     tests={"tests/unit/bridge/test_verify_at_import.py": "verify/"},
     limit=600,
     limit_reason="proved.py is a table of 14 families, and means nothing without what asks it.",
+    upstream_tests=[
+        File(
+            "tests/unit_tests/models/test_auto_bridge.py",
+            [
+                edit
+                for test in MOCKS
+                for edit in replace_in_test(
+                    f"TestAutoBridge.{test}", "megatron.bridge.verify.at_import.start", releases=">=0.7"
+                )
+            ],
+        )
+    ],
     stands_on=["command-verify", "config-check", "proof"],
 )

@@ -89,7 +89,9 @@ class Comparison:
             told = ", ".join(f"{counts[each]} {each}" for each in sorted(counts))
             print(f"  {name}: {told or 'none'}", file=sys.stderr)
         lost = [test for test in self._among(modules) if test not in after]
-        return worse + [f"{test}: not run, was {self.outcomes[test]}" for test in lost]
+        worse += [f"{test}: not run, was {self.outcomes[test]}" for test in lost]
+        print(*(f"  {each}\n" for each in worse), sep="", end="", file=sys.stderr, flush=True)
+        return worse
 
     def _among(self, modules: tuple[str, ...]) -> dict[str, str]:
         """The outcomes before the first commit of the tests in `modules`, each of which ends in a dot."""
@@ -174,9 +176,9 @@ def _run_pytest(tree: Path, folder: Path, files: list[str]) -> int:
     output = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.path[:1] = [str(tree), str(tree / "src")]
-    # Some tests start processes of their own.
-    os.environ["PYTHONPATH"] = str(tree / "src")
+    sys.path[:1] = [str(tree / "src"), str(tree)]
+    # Some tests start processes of their own, which import the package, or the test.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
     import pytest
 
     _stand_in_for_transformer_engine()

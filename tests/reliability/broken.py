@@ -135,6 +135,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         DAMAGED,
     ),
     "header longer than the file": (raw_header(b"{}", 1000), DAMAGED),
+    "an architecture without a bridge": (config(architectures=["GPTJForCausalLM"]), "GPTJForCausalLM"),
     "header no JSON": (raw_header(b"nonsense"), DAMAGED),
     "header a list": (raw_header(b"[]"), DAMAGED),
     "header not UTF-8": (raw_header(b'{"\xff\xfe": 1}'), DAMAGED),

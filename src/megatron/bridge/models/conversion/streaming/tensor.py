@@ -174,7 +174,8 @@ class Computing(TorchDispatchMode):
 
 def is_piecewise(model: Iterable[torch.nn.Module]) -> bool:
     """Return whether the parameters of a model are piecewise tensors."""
-    return any(isinstance(parameter, PiecewiseTensor) for chunk in model for parameter in chunk.parameters())
+    modules = (chunk for chunk in model if isinstance(chunk, torch.nn.Module))
+    return any(isinstance(parameter, PiecewiseTensor) for module in modules for parameter in module.parameters())
 
 
 def _in_memory(values: Any) -> Any:
