@@ -139,14 +139,12 @@ def _outcome(case: ElementTree.Element) -> tuple[str, str]:
     return f"{case.get('classname')}.{case.get('name')}", "passed"
 
 
-def _stand_in_for_transformer_engine() -> None:
-    """Lets Bridge import Transformer Engine where its module of LoRA layers can't do without.
+def _stand_in_for_transformer_engine(files: list[str]) -> None:
+    """Lets Bridge import Transformer Engine where its module of LoRA layers, or a file of tests, can't do without.
 
     Megatron Core is imported first, so that it knows that there is none.
     """
-    source = Path("src", "megatron", "bridge", "peft", "lora_layers.py").read_text("utf-8")
-    imports = [node for node in ast.parse(source).body if isinstance(node, ast.Import)]
-    if not any(alias.name.startswith("transformer_engine") for node in imports for alias in node.names):
+    if not any(map(_imports_transformer_engine, ["src/megatron/bridge/peft/lora_layers.py", *files])):
         return
     importlib.import_module("megatron.core.models.gpt.gpt_layer_specs")
     from torch import nn
@@ -155,6 +153,11 @@ def _stand_in_for_transformer_engine() -> None:
     package.pytorch.__spec__ = ModuleSpec("transformer_engine.pytorch", None)
     package.pytorch.Linear = nn.Linear
     sys.modules |= {"transformer_engine": package, "transformer_engine.pytorch": package.pytorch}
+
+
+def _imports_transformer_engine(file: str) -> bool:
+    imports = [node for node in ast.parse(Path(file).read_text("utf-8")).body if isinstance(node, ast.Import)]
+    return any(alias.name.startswith("transformer_engine") for node in imports for alias in node.names)
 
 
 def _serve() -> None:
@@ -181,7 +184,7 @@ def _run_pytest(tree: Path, folder: Path, files: list[str]) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
     import pytest
 
-    _stand_in_for_transformer_engine()
+    _stand_in_for_transformer_engine(files)
     options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junit-xml={folder / REPORT}"]
     status = pytest.main([*options, *files])
     files_of = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
