@@ -2,8 +2,25 @@
 """Models are built from Megatron Core's own layers where there is no Transformer Engine."""
 
 from fork.change import Change
-from fork.edits import File, add_import, call, decorate, insert_first, pass_argument
+from fork.edits import File, add_import, call, insert_first, pass_argument, replace_in_test
 
+
+# They say what a host with Transformer Engine and an accelerator does, and run without them, too.
+WITH_TRANSFORMER_ENGINE = (
+    "test_default_layer_spec_with_restore_modelopt_state",
+    "test_default_layer_spec_with_te_full_layer_spec",
+    "test_default_layer_spec_default_case",
+    "test_mtp_block_spec_uses_callable_spec_directly_when_layer_specs_nonempty",
+    "test_mtp_block_spec_re_derives_last_decoder_spec_when_layer_specs_empty",
+    "test_mtp_block_spec_passes_vp_stage_to_callable_spec",
+)
+WITHOUT_A_HOST = (
+    "TestTransformerConfigFinalize.test_sequence_parallel_preserved_when_tp_gt1",
+    "TestTransformerConfigFinalize.test_hybridep_finalization_enables_uneven_dispatch_padding",
+    "TestMLATransformerConfigFinalize.test_hybridep_finalization_enables_uneven_dispatch_padding",
+    "TestHeterogeneousTransformerConfigFinalize.test_sequence_parallel_preserved_when_tp_gt1",
+    "TestHeterogeneousTransformerConfigFinalize.test_hybridep_finalization_enables_uneven_dispatch_padding",
+)
 
 change = Change(
     name="local-layers",
@@ -70,20 +87,27 @@ model. run_config.yaml records the original ones.
     tested=["Unit tests on a CPU host without Transformer Engine, which skip themselves elsewhere."],
     tests={"tests/unit/bridge/host/test_local_layers.py": "host/"},
     upstream_tests=[
-        # They say what a host with Transformer Engine and an accelerator does, and run without them, too.
         File(
             "tests/unit_tests/models/test_gpt_provider.py",
-            [decorate("TestGPTModelProvider", 'patch("megatron.bridge.models.gpt_provider.HAVE_TE", True)')],
+            [
+                edit
+                for test in WITH_TRANSFORMER_ENGINE
+                for edit in replace_in_test(
+                    f"TestGPTModelProvider.{test}",
+                    "megatron.bridge.models.gpt_provider.HAVE_TE",
+                    "True",
+                    releases=">=0.7",
+                )
+            ],
         ),
         File(
             "tests/unit_tests/models/test_transformer_config.py",
             [
-                decorate(
-                    f"Test{config}Finalize",
-                    'patch("megatron.bridge.models.transformer_config.adapt_to_host", new=lambda config: None)',
-                    releases=">=0.7",
+                edit
+                for test in WITHOUT_A_HOST
+                for edit in replace_in_test(
+                    test, "megatron.bridge.models.transformer_config.adapt_to_host", releases=">=0.7"
                 )
-                for config in ("TransformerConfig", "MLATransformerConfig", "HeterogeneousTransformerConfig")
             ],
         ),
     ],

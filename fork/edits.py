@@ -348,16 +348,18 @@ def insert_first(scope: str, statements: str, *, done: syntax.Matcher | None = N
     return Edit(f"insert first in {scope}", apply, releases, scope)
 
 
-def replace_in_test(test: str, name: str, *, releases: str = "") -> list[Edit]:
-    """Lets a test of upstream, whose mocks it doesn't know, do without the function `name`, by its qualified name."""
+def replace_in_test(
+    test: str, name: str, new: str = "lambda *args, **kwargs: None", *, releases: str = ""
+) -> list[Edit]:
+    """Puts `new` in the place of the qualified `name` while a test of upstream runs. By default it does nothing."""
     return [
         add_parameter(test, "monkeypatch", releases=releases),
-        insert_first(test, f'monkeypatch.setattr("{name}", lambda *args, **kwargs: None)', releases=releases),
+        insert_first(test, f'monkeypatch.setattr("{name}", {new})', releases=releases),
     ]
 
 
 def decorate(function: str, decorator: str, *, outermost: bool = False, releases: str = "") -> Edit:
-    """Adds `decorator` below the decorators that the function, method or class `function` has.
+    """Adds `decorator` below the decorators that the function or method `function` has.
 
     With `outermost` it goes above them, but below `classmethod` and `staticmethod`, which make no function.
     """
