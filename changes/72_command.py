@@ -33,5 +33,5 @@ is the frame of a command; `inspect`, `repair`, `import` and `export` are change
     tests={"tests/unit/bridge/test_command.py": "cli/"},
     limit=500,
     limit_reason="One test shows all that the frame of the command promises.",
-    stands_on=["resolver", "lazy-package"],
+    stands_on=["resolver", "lazy-package", "processes"],
 )

@@ -14,7 +14,7 @@ starts from the checkpoint. What Megatron Core and transformers import and a
 conversion never uses is deferred in its process.
 """,
     why="The command megatron-bridge imports Hugging Face models.",
-    modules=["cli/deferred.py", "cli/deferred_package.py", "cli/import_.py"],
+    modules=["cli/deferred.py", "cli/deferred_package.py", "cli/import_.py", "cli/preloaded.py", "cli/ranks.py"],
     problem="""\
 An import takes a script around `AutoBridge.import_ckpt`, and `from megatron.bridge import AutoBridge` alone takes ten
 seconds and more, most of it for what Megatron Core and transformers import for training.
@@ -25,5 +25,5 @@ seconds and more, most of it for what Megatron Core and transformers import for 
     tests={"tests/unit/bridge/test_deferred.py": "cli/"},
     limit=600,
     limit_reason="What is deferred, and how, is only right for what an import does; one test shows both.",
-    stands_on=["command-repair", "lazy-models", "export-staging", "layout-families"],
+    stands_on=["command-repair", "lazy-models", "export-staging", "layout-families", "processes"],
 )

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports that can't be finished, or go through something unusual: an error in one line or a correct result."""
 
+import builtins
 import ctypes
+import json
 import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from checkpoints import PAYLOAD, TRACKER, AutoBridge, Child, digest, names, run, save_hf_model
+from checkpoints import PAYLOAD, TRACKER, AutoBridge, Child, digest, forked, names, run, save_hf_model
 from kills import at_each_change
 
 
@@ -39,6 +43,32 @@ def models(tmp_path_factory):
 @pytest.fixture(params=[False, True], ids=["into nothing", "over a release"])
 def over(request):
     return request.param
+
+
+def meeting_place() -> dist.TCPStore:
+    """Return where two ranks meet: no file, which a full disk would not take."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def import_on_two(source: Path, out: Path) -> None:
+    """Import on two ranks, forks of this process, which is a fork itself; raises what both raise."""
+    store = meeting_place()
+    work = [partial(import_on_rank, source, out, store.port, rank, None, 0) for rank in (0, 1)]
+    seen = []
+    for child, result in [forked(each) for each in work]:
+        with os.fdopen(result, "rb") as pipe:
+            seen.append(json.loads(pipe.read()))
+        os.waitpid(child, 0)
+    assert seen[0] == seen[1]
+    if "error" in seen[0]:
+        raise getattr(builtins, seen[0]["error"])(seen[0]["message"])
+
+
+ROADS = {
+    "in memory": partial(AutoBridge.import_ckpt, streaming=False),
+    "streaming": AutoBridge.import_ckpt,
+    "two processes": import_on_two,
+}
 
 
 def prepare(models: Path, out: Path, over: bool) -> Path:
@@ -111,13 +141,13 @@ def used_kib(folder: Path) -> int:
     return (seen.f_blocks - seen.f_bfree) * seen.f_frsize >> 10
 
 
-def on_small_disk(models: Path, folder: Path, over: bool, free_kib: int, streaming: bool) -> str:
+def on_small_disk(models: Path, folder: Path, over: bool, free_kib: int, road: str) -> str:
     in_namespace()
     disk = mount(folder, 1 << 20)
     out = prepare(models, disk / "out", over)
     # tmpfs takes 0 for no limit at all.
     mount(disk, max(used_kib(disk) + free_kib, 4), MS_REMOUNT)
-    work = partial(AutoBridge.import_ckpt, models / "hf-new", out, streaming=streaming)
+    work = partial(ROADS[road], models / "hf-new", out)
     said = said_by(work)
     assert_unharmed(models, out, over)
     mount(disk, 1 << 20, MS_REMOUNT)
@@ -126,19 +156,19 @@ def on_small_disk(models: Path, folder: Path, over: bool, free_kib: int, streami
     return said
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("free_kib", [0, 64, 500])
-def test_a_full_disk(models, tmp_path, over, free_kib, streaming, record_property):
-    said = in_fork(partial(on_small_disk, models, tmp_path / "disk", over, free_kib, streaming))
+def test_a_full_disk(models, tmp_path, over, free_kib, road, record_property):
+    said = in_fork(partial(on_small_disk, models, tmp_path / "disk", over, free_kib, road))
     assert "No space left on device" in said or "could not be written" in said
     record_property("count of imports onto a full disk", 1)
 
 
-def with_quota(models: Path, out: Path, over: bool, size: int, streaming: bool) -> str:
+def with_quota(models: Path, out: Path, over: bool, size: int, road: str) -> str:
     prepare(models, out, over)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    work = partial(AutoBridge.import_ckpt, models / "hf-new", out, streaming=streaming)
+    work = partial(ROADS[road], models / "hf-new", out)
     said = said_by(work)
     assert_unharmed(models, out, over)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -147,10 +177,10 @@ def with_quota(models: Path, out: Path, over: bool, size: int, streaming: bool) 
     return said
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("size", [0, 20_000])
-def test_a_file_that_may_grow_no_further(models, tmp_path, over, size, streaming, record_property):
-    said = in_fork(partial(with_quota, models, tmp_path / "out", over, size, streaming))
+def test_a_file_that_may_grow_no_further(models, tmp_path, over, size, road, record_property):
+    said = in_fork(partial(with_quota, models, tmp_path / "out", over, size, road))
     assert "File too large" in said or "could not be written" in said
     record_property("count of imports with a limit to the size of files", 1)
 
@@ -231,19 +261,21 @@ def test_two_imports_into_one_target(models, tmp_path, record_property):
     record_property("count of imports beside another one, refused", refused)
 
 
-def import_on_rank(models: Path, out: Path, rank: int, dies: int | None, at: int) -> None:
+def import_on_rank(source: Path, out: Path, port: int, rank: int, dies: int | None, at: int) -> None:
     """Import on one of two ranks; rank `dies` kills itself before its change `at` to the file system."""
-    dist.init_process_group("gloo", init_method=f"file://{out}.store", rank=rank, world_size=2)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     kill = partial(os.kill, os.getpid(), signal.SIGKILL)
     if rank == dies:
         left = iter(range(at))
         at_each_change(out, lambda: next(left, None) is None and kill())
-    AutoBridge.import_ckpt(models / "hf-new", out)
+    AutoBridge.import_ckpt(source, out)
 
 
 def two_ranks(models: Path, out: Path, dies: int | None, at: int) -> tuple[list[dict], float]:
     """Import on two ranks; returns what each said, and the seconds from the death of one to the end of the other."""
-    children = [Child(partial(import_on_rank, models, out, rank, dies, at)) for rank in (0, 1)]
+    source, store = models / "hf-new", meeting_place()
+    children = [Child(partial(import_on_rank, source, out, store.port, rank, dies, at)) for rank in (0, 1)]
     start = time.monotonic()
     if dies is not None:
         children[dies].process.join()
@@ -273,3 +305,35 @@ def test_a_rank_that_dies(models, tmp_path, over, dies, at, record_property):
         assert_unharmed(models, out, over)
     assert "error" not in run(partial(AutoBridge.import_ckpt, models / "hf-new", out))
     assert_imported(models, out)
+
+
+def children_of(process: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("killed", [None, 0, 1], ids=["whole", "the first is killed", "the second is killed"])
+def test_the_command_with_two_processes(models, tmp_path, killed, record_property):
+    record_property("count of commands with two processes", 1)
+    out = prepare(models, tmp_path / "out", over=True)
+    command = [Path(sys.executable).with_name("megatron-bridge"), "import", models / "hf-new", out]
+    command += ["--processes=2", "--overwrite"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while killed is not None and process.poll() is None:
+        # The server, from which the ranks are forked, is one child, and a tracker of resources may be another one.
+        ranks = next((found for each in children_of(process.pid) if len(found := children_of(each)) == 2), [])
+        if ranks:
+            os.kill(ranks[killed], signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    said, error = process.communicate(timeout=300)
+    if killed is None:
+        assert process.returncode == 0 and said.count("Wrote") == 1 and not error, (said, error)
+        assert {"__0_0.distcp", "__1_0.distcp"} <= names(out / "release")
+        assert digest(out) == digest(models / "new")
+        return
+    assert process.returncode == 1 and not said
+    assert error == (
+        f"Error: process {killed + 1} of 2 ended with SIGKILL before it was done. It may have run out of memory. Run "
+        "the command again.\n"
+    )
+    assert_unharmed(models, out, over=True)

@@ -5,13 +5,15 @@ import errno
 import importlib
 import os
 import traceback
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
 from megatron.bridge.cli.text import printable
+from megatron.bridge.host import processes
 from megatron.bridge.release_checkpoint.layout import release_beside
 
 
@@ -39,6 +41,8 @@ CACHE_DIR = click.option(
     type=click.Path(path_type=Path),
     help="Download models into this folder, in the layout of the hub's cache. Default: HF_HUB_CACHE.",
 )
+ARGUMENTS = "megatron.bridge.arguments"
+"""Where a context keeps the arguments of its subcommand."""
 VERBOSE = click.option(
     "-v", "--verbose", is_flag=True, help="Show the traceback of an error, and the output of imported packages."
 )
@@ -70,25 +74,43 @@ class Command(click.Command):
         QUIET(self)
         self.params += self.__dict__.pop("__click_params__", [])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, and keep them for other processes."""
+        ctx.meta[ARGUMENTS] = [ctx.info_name, *args]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand."""
         verbose = ctx.params.pop("verbose")
         ctx.obj, ctx.meta[QUIETLY] = verbose, ctx.params.pop("quiet")
         try:
             with ExitStack() as stack:
+                stack.enter_context(_silent_ranks(verbose))
                 if ctx.meta[QUIETLY] and not ctx.params.get("as_json"):
                     stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
                 return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
-            raise
-        except (KeyboardInterrupt, SystemExit):
+        except (click.exceptions.Exit, BrokenPipeError, SystemExit):
             raise
         except BaseException as error:
-            if verbose:
+            if not processes.has_to_say(error):
+                raise SystemExit(1) from None
+            if verbose or isinstance(error, (click.ClickException, click.Abort, KeyboardInterrupt)):
                 raise
             # PyTorch's CheckpointException is no Exception. It has the errors of all ranks.
             failures = getattr(error, "failures", None) or {None: (error,)}
             raise click.ClickException(_in_one_line(next(iter(failures.values()))[0])) from None
+
+
+@contextmanager
+def _silent_ranks(verbose: bool) -> Iterator[None]:
+    """Keep away what ranks other than the first print, except for their errors. No rank sees a GPU."""
+    if processes.in_group():
+        processes.hide_accelerators()
+    if processes.is_first() or verbose:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 _REMEDIES = {

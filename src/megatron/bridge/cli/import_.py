@@ -8,9 +8,11 @@ import click
 
 from megatron.bridge.cli.command import CACHE_DIR, JSON, OUT, TOKEN, TRUST, Command, module, set_hub
 from megatron.bridge.cli.deferred import lean_imports
+from megatron.bridge.cli.ranks import PROCESSES, in_processes
 from megatron.bridge.cli.show import describe, show_flags
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, notes_of
+from megatron.bridge.host import processes as ranks
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import ITERATION_0, LAYOUT_VARIABLE, RELEASE
 from megatron.bridge.release_checkpoint.target import check_space
@@ -68,6 +70,7 @@ from megatron.bridge.release_checkpoint.target import check_space
     "whole model if it fits in memory. Default: compare a small twin if the config is of a kind that nobody has "
     "compared, beside the conversion.",
 )
+@PROCESSES
 @TRUST
 @JSON
 @click.pass_context
@@ -86,6 +89,7 @@ def command(
     layout: str,
     no_strict: bool,
     verify: bool | None,
+    processes: int,
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
@@ -96,7 +100,7 @@ def command(
     folder = Path(hf_model)
     release = layout == RELEASE
     others = {"--dtype": dtype, "--adapter": adapter, "--no-strict": no_strict, "--layout iter": not release}
-    others |= {"--verify": verify, "--trust-remote-code": trust_remote_code}
+    others |= {"--verify": verify, "--trust-remote-code": trust_remote_code, "--processes": processes > 1}
     if from_megatron and (given := next((flag for flag, value in others.items() if value), None)):
         raise click.UsageError(f"--from-megatron copies the weights as they are, found {given}. Drop one of the two.")
     if link_iter_0 and not release:
@@ -108,6 +112,8 @@ def command(
     else:
         expected = _megatron_size(folder) if from_megatron else _size(folder)
     check_space(out, expected)
+    if in_processes(ctx, processes):
+        return
 
     def written() -> int:
         return staged_size(out / RELEASE) if release else folder_size(out / ITERATION_0)
@@ -142,6 +148,8 @@ def command(
             module("models.conversion.from_megatron").import_megatron_lm(folder, out, link_iter_0)
         else:
             AutoBridge.import_ckpt(hf_model, out, **options)
+    if not ranks.is_first():
+        return
     found = examine(out)
     if as_json:
         document = describe(found)

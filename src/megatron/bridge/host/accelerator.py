@@ -4,6 +4,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -12,6 +13,9 @@ from megatron.core import parallel_state
 
 
 __all__ = ["backend", "device", "is_available", "seed", "with_process_group"]
+
+# One rank may write, or prove a model, for hours while the others wait. The death of a rank is noticed at once.
+_TIMEOUT = timedelta(days=1)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,11 +74,11 @@ def with_process_group(convert: Callable[P, T]) -> Callable[P, T]:
 @contextmanager
 def gloo_group() -> Iterator[None]:
     if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
     else:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        parallel_state.initialize_model_parallel()
+        parallel_state.initialize_model_parallel(distributed_timeout_minutes=_TIMEOUT // timedelta(minutes=1))
         yield
     finally:
         parallel_state.destroy_model_parallel()

@@ -9,6 +9,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
@@ -46,6 +48,13 @@ class StreamingSaveStrategy(InProcessSaveStrategy):
         return StreamingWriter(checkpoint_dir, thread_count=max(self.thread_count, execute.processors()))
 
 
+@dataclass(frozen=True)
+class _Written(WriteResult):
+    """What a rank tells the coordinator of an item: also whether its values are finite."""
+
+    is_finite: bool = True
+
+
 class StreamingWriter(dcp.FileSystemWriter):
     """PyTorch's writer, with one block of a tensor in memory at a time.
 
@@ -70,6 +79,12 @@ class StreamingWriter(dcp.FileSystemWriter):
         done.set_result([result for results in execute.run(jobs, total, "importing") for result in results])
         return done
 
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write `.metadata`, and warn of what any rank has found. The coordinator calls it."""
+        super().finish(metadata, results)
+        written = [each for of_rank in results for each in of_rank if isinstance(each, _Written)]
+        warn_of_non_finite(sorted({each.index.fqn for each in written if not each.is_finite}))
+
     def _write_file(
         self, name: str, items: Iterable[WriteItem], planner: SavePlanner, advance: execute.Advance
     ) -> list[WriteResult]:
@@ -77,14 +92,13 @@ class StreamingWriter(dcp.FileSystemWriter):
         with self.fs.create_stream(self.fs.concat_path(self.path, name), "wb") as stream:
             for item in items:
                 start = stream.tell()
-                data = planner.resolve_data(item)
+                data, is_finite = planner.resolve_data(item), True
                 if item.type == WriteItemType.BYTE_IO:
                     stream.write(data.getbuffer())
-                elif not write_tensor(stream, PiecewiseTensor.wrap(data), advance):
+                elif not (is_finite := write_tensor(stream, PiecewiseTensor.wrap(data), advance)):
                     casts.check_pieces(item.index.fqn, PiecewiseTensor.wrap(data))
-                    warn_of_non_finite([item.index.fqn])
                 length = stream.tell() - start
-                results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
+                results.append(_Written(item.index, length, _StorageInfo(name, start, length), is_finite))
             stream.flush()
             if self.sync_files:
                 os.fsync(stream.fileno())

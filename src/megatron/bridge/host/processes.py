@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a function in several processes of this host, which form a process group as torchrun's ranks do.
+
+The processes are forked from a server that has imported what they need, and nothing else: no thread, no process group.
+So they start as fast as one, and share the memory of the modules. They end with the calling process, however it ends.
+
+What a rank asks about its group works under torchrun, too.
+"""
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import connection, forkserver
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+
+__all__ = ["has_to_say", "hide_accelerators", "in_group", "is_first", "run"]
+
+_ADDRESS, _PORT, _RUN_ID = "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"
+_LOCAL, _ALL = "LOCAL_WORLD_SIZE", "WORLD_SIZE"
+# What is hidden from an import in several processes: they would share the GPUs, and a conversion needs none.
+_ACCELERATORS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+_FAILED = "megatron-bridge/failed"
+_SECONDS_TO_CLEAN_UP = 30
+# How long a rank that has lost another one waits for that one to say why.
+_SECONDS_TO_EXPLAIN = 3.0
+# gloo's errors are RuntimeErrors of this text (third_party/gloo, transport/tcp/pair.cc; torch 2.11).
+_LOST = re.compile(r"\bgloo\b|Connection (closed|reset|refused)|Broken pipe")
+
+
+def in_group() -> bool:
+    """Return whether this process is one of several ranks that torchrun or `run` started."""
+    return _RUN_ID in os.environ and int(os.environ.get(_ALL) or 1) > 1
+
+
+def is_first() -> bool:
+    """Return whether this process is rank 0, or no rank."""
+    return not in_group() or os.environ["RANK"] == "0"
+
+
+def hide_accelerators() -> None:
+    """Let this process and its children see no GPU. Has to come before the first import of torch."""
+    os.environ.update(dict.fromkeys(_ACCELERATORS, ""))
+
+
+def run(function: Callable[..., None], arguments: tuple, count: int, preload: str) -> None:
+    """Call a function in several processes, and wait for them.
+
+    Args:
+        function: A function of a module. If it fails, it says why on stderr, once in all ranks (`has_to_say`).
+        arguments: Its arguments, which must be picklable.
+        count: The number of processes.
+        preload: The module that the server imports.
+
+    Raises:
+        ChildProcessError: A process has ended, and none has said why.
+        SystemExit: The function has failed, and has said why.
+    """
+    hide_accelerators()
+    # Their hosts' names may lead elsewhere.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([preload])
+    # It imports while this process imports torch.
+    forkserver.ensure_running()
+    import torch.distributed as dist
+    import torch.multiprocessing as torch_processes
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = torch_processes.start_processes(
+        _on_rank, (count, store.port, function, arguments), count, join=False, start_method="forkserver"
+    )
+    try:
+        failed = _first_to_fail(context.processes)
+    finally:
+        _end(context.processes)
+    if failed is None:
+        return
+    if store.add(_FAILED, 0):
+        raise SystemExit(1)
+    code = context.processes[failed].exitcode
+    ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    hint = " It may have run out of memory." if code == -signal.SIGKILL else ""
+    raise ChildProcessError(
+        f"process {failed + 1} of {count} ended with {ended} before it was done.{hint} Run the command again."
+    )
+
+
+def _first_to_fail(processes: Sequence[BaseProcess]) -> int | None:
+    """Wait until a process has failed, and return its position, or until all have ended well."""
+    running = {process.sentinel: at for at, process in enumerate(processes)}
+    while running:
+        for sentinel in connection.wait(running):
+            at = running.pop(sentinel)
+            processes[at].join()
+            if processes[at].exitcode:
+                return at
+    return None
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Wait for processes that end by themselves, since they have lost another one, and end the others."""
+    steps = ((lambda process: None, _SECONDS_TO_EXPLAIN), (BaseProcess.terminate, _SECONDS_TO_CLEAN_UP))
+    for act, seconds in (*steps, (BaseProcess.kill, _SECONDS_TO_CLEAN_UP)):
+        until = time.monotonic() + seconds
+        for process in processes:
+            if process.is_alive():
+                act(process)
+        for process in processes:
+            process.join(max(until - time.monotonic(), 0))
+
+
+def _environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """Return the environment variables that torchrun sets for a rank on one host."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, _ALL: count, _LOCAL: count}
+    where = {_ADDRESS: "127.0.0.1", _PORT: port, _RUN_ID: "processes", "TORCHELASTIC_USE_AGENT_STORE": True}
+    return {name: str(value) for name, value in (ranks | where).items()}
+
+
+def _on_rank(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
+    os.environ.update(_environment(rank, count, port))
+    function(*arguments)
+
+
+def has_to_say(error: BaseException) -> bool:
+    """Return whether this process is the one that reports an error. In a group, that is the first one to fail."""
+    if not in_group():
+        return True
+    if isinstance(error, KeyboardInterrupt):
+        return False
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+        # It ended because another one did. On the same host, whoever started them sees which.
+        if os.environ[_LOCAL] == os.environ[_ALL]:
+            return False
+        time.sleep(_SECONDS_TO_EXPLAIN)
+    return _speaks_first()
+
+
+def _speaks_first() -> bool:
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    try:
+        store: Any = dist.TCPStore(
+            os.environ[_ADDRESS], int(os.environ[_PORT]), is_master=False, timeout=timedelta(seconds=5)
+        )
+        return store.add(_FAILED, 1) == 1
+    except Exception:
+        # Whoever held the store is gone.
+        return True
