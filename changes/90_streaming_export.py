@@ -40,7 +40,7 @@ perf(ckpt): export checkpoints tensor by tensor
 plans the export on the meta device and writes the safetensors files block by
 block. The files are the same, whatever the family.
 
-`streaming=False` exports in memory, and so do several ranks.
+Ranks divide the files. `streaming=False` exports in memory.
 """,
     why="export_ckpt needs the memory of a block, not of a model, and goes at the speed of the disk.",
     edits=[
@@ -109,7 +109,7 @@ if streaming:
         "`AutoBridge.export_ckpt` takes 5 GB of memory for a model of 1B, and 11 GB for one of 3B. A host that has imported a "
         "model of 8B in less than 1 GB can't export what was trained of it."
     ),
-    unchanged=["The bytes of every safetensors file.", "Exports under several ranks."],
+    unchanged=["The bytes of every safetensors file.", "Exports of models whose parts several ranks hold."],
     changes=[
         "`AutoBridge.export_ckpt(streaming=True)`, the default, makes the model on the meta device and reads, converts and "
         "writes tensor by tensor; `streaming=False` goes through memory as before.",

@@ -16,7 +16,18 @@ import torch.distributed as dist
 from checkpoints import AutoBridge, Child, names, run, run_forked, save_hf_model
 from kills import at_each_change, killed_at_change
 from safetensors.torch import load_file
-from test_faults import MS_RDONLY, MS_REMOUNT, in_fork, in_namespace, mount, over, said_by, used_kib  # noqa: F401
+from test_faults import (
+    MS_RDONLY,
+    MS_REMOUNT,
+    death_of,
+    in_fork,
+    in_namespace,
+    mount,
+    over,  # noqa: F401
+    run_in_two,
+    said_by,
+    used_kib,
+)
 
 from megatron.bridge.models.hf_pretrained.export_staging import exports_whole
 
@@ -244,3 +255,22 @@ def test_two_exports_of_two_models_into_one_folder(tmp_path, record_property):
     assert exported.keys() == source.keys() and all(exported[name].equal(source[name]) for name in source)
     assert names(hf.parent) == {"hf"}
     record_property("count of exports beside another one, refused", 1)
+
+
+def export_in_one(folder: Path, hf: Path) -> None:
+    bridge = AutoBridge.from_hf_pretrained(folder / "hf-two")
+    bridge.export_ckpt(folder / "two", hf, show_progress=False, max_shard_size="100KB")
+
+
+def test_an_export_in_two_processes(tmp_path, record_property):
+    """Has the files that one process writes, byte for byte; or none, where one of the two is killed."""
+    record_property("count of exports in two processes", 2)
+    assert "error" not in run(partial(make_models, tmp_path))
+    hf = tmp_path / "out" / "hf"
+    arguments = ["export", tmp_path / "two", hf, "--max-shard-size=100KB"]
+    assert run_in_two(arguments, killed=1) == death_of(1)
+    assert not names(tmp_path / "out")
+    code, said, error = run_in_two(arguments, killed=None)
+    assert code == 0 and said.count("Wrote") == 1 and not error, (said, error)
+    assert "error" not in run(partial(export_in_one, tmp_path, tmp_path / "one-process"))
+    assert len(contents(hf)) > 4 and contents(hf) == contents(tmp_path / "one-process")

@@ -10,8 +10,10 @@ import click
 
 from megatron.bridge.cli.command import CHECKPOINT, JSON, TOKEN, TRUST, Command, module, set_hub
 from megatron.bridge.cli.deferred import lean_imports
+from megatron.bridge.cli.ranks import PROCESSES, in_processes
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, printable
+from megatron.bridge.host import processes as ranks
 from megatron.bridge.release_checkpoint import doubts, weights
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import HF_FILES, RELEASE, RUN_CONFIG
@@ -69,6 +71,7 @@ from megatron.bridge.repair.problems import problems
 )
 @click.option("--private", is_flag=True, help="Make a private repository, if --push-to-hub makes one.")
 @TOKEN
+@PROCESSES
 @TRUST
 @JSON
 @click.pass_context
@@ -85,6 +88,7 @@ def command(
     push_to_hub: str | None,
     private: bool,
     token: str | None,
+    processes: int,
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
@@ -107,6 +111,8 @@ def command(
     expected = weights.size(found.payload.metadata) if found.payload.metadata else 0
     # Weights that are written anew need room twice.
     check_space(hf_out, expected * (2 if dtype or max_shard_size else 1))
+    if in_processes(ctx, processes):
+        return
     with (
         quiet(ctx.obj) as terminal,
         progress(terminal, f"Exporting {out}", lambda: staged_size(hf_out), expected),
@@ -136,6 +142,8 @@ def command(
             if no_strict:
                 asked["strict"] = False
             bridge.export_ckpt(out, hf_out, show_progress=False, source_path=hf_model, overwrite=overwrite, **asked)
+    if not ranks.is_first():
+        return
     size = folder_size(hf_out)
     address = None
     if push_to_hub:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
@@ -148,16 +149,12 @@ def _by_config_alone(bridge: "AutoBridge") -> Iterator[None]:
 
 def check_used(bridge: "MegatronModelBridge", chunks: Iterable[torch.nn.Module], tasks: Iterable[Any]) -> None:
     """Raise ValueError for parameters of which an export makes no tensor, while one rank exports."""
-    if _strict.get() is None or _several_ranks():
+    if _strict.get() is None or ranks_hold_parts():
         return
     used = {task.param_name for task in tasks if task is not None and task.param_weight is not None}
     names = [bridge._unwrap_name(name) for chunk in chunks for name, _ in chunk.named_parameters()]
     if left := [name for name in names if name not in used and not bridge._is_adapter_param_name(name)]:
         _left_out(f"{type(bridge).__name__} makes no tensor of {some(left)}", _HINT)
-
-
-def _several_ranks() -> bool:
-    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def check_stored(state_dict: Mapping[str, Any], checkpoint_path: str | Path) -> None:
@@ -184,8 +181,20 @@ def check_stored(state_dict: Mapping[str, Any], checkpoint_path: str | Path) -> 
         for name in sorted(stored.keys() - model.keys())
         if not _NO_WEIGHT.search(name) and not model.keys() & _twins(name)
     ]
-    if left and not _several_ranks() and _strict.get() is not None:
+    if left and not ranks_hold_parts() and _strict.get() is not None:
         _left_out(f"{folder} has {len(left)} tensors without a place in the model of config.json, {some(left)}", _HINT)
+
+
+def ranks_hold_parts() -> bool:
+    """Return whether each of several ranks holds a part of the model only."""
+    if not parallel_state.model_parallel_is_initialized():
+        return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    sizes = (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_expert_model_parallel_world_size(),
+    )
+    return max(sizes) > 1
 
 
 def _twins(key: str) -> set[str]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from megatron.core.msc_utils import MultiStorageClientFeature
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -82,8 +81,8 @@ def plan_export(bridge: "AutoBridge", checkpoint: str | os.PathLike) -> Streamed
 
 
 def _check(bridge: "AutoBridge", checkpoint: str | os.PathLike) -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        raise CannotStream("several ranks export it")
+    if export_account.ranks_hold_parts():
+        raise CannotStream("several ranks hold parts of the model")
     if MultiStorageClientFeature.is_enabled() and str(checkpoint).startswith("msc://"):
         raise CannotStream("it is in an object store")
     own = type(bridge._model_bridge).stream_weights_megatron_to_hf

@@ -17,7 +17,7 @@ from megatron.bridge.utils.common_utils import get_rank_safe
 
 
 def rewrite(folder: str | os.PathLike, dtype: torch.dtype | None, max_shard_size: int | str | None) -> None:
-    """Write the weights of an export anew. Every rank may call it; rank 0 does it.
+    """Write the weights of an export anew. Collective.
 
     Args:
         folder: The export.
@@ -27,7 +27,7 @@ def rewrite(folder: str | os.PathLike, dtype: torch.dtype | None, max_shard_size
     Raises:
         ValueError: A value is too large for the dtype, or the weights are quantized.
     """
-    if get_rank_safe() != 0 or dtype is None and max_shard_size is None:
+    if dtype is None and max_shard_size is None:
         return
     root = Path(folder)
     files = sorted(root.glob("*.safetensors"))
@@ -37,7 +37,7 @@ def rewrite(folder: str | os.PathLike, dtype: torch.dtype | None, max_shard_size
         pieces = PiecewiseTensor.of(InFile(file, tensor.start, DTYPES[tensor.dtype]), tensor.shape)
         tensors[name] = _cast(name, pieces, dtype)
     new = root / "rewritten"
-    new.mkdir()
+    new.mkdir(exist_ok=True)
     if max_shard_size is not None:
         save_split(tensors, new, max_shard_size)
     else:
@@ -45,6 +45,8 @@ def rewrite(folder: str | os.PathLike, dtype: torch.dtype | None, max_shard_size
         save_files(tensors, names, new)
         if (root / INDEX).is_file():
             save_index({"total_size": sum(tensor.nbytes for tensor in tensors.values())}, names, new, indent=2)
+    if get_rank_safe() != 0:
+        return
     for file in (*files, root / INDEX):
         file.unlink(missing_ok=True)
     for file in new.iterdir():

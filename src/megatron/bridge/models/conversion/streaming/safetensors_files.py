@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from megatron.bridge.models.conversion.hf_files import INDEX, some
 from megatron.bridge.models.conversion.streaming import execute
 from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
+from megatron.bridge.utils.common_utils import get_rank_safe, get_world_size_safe
 
 
 logger = logging.getLogger(__name__)
@@ -81,22 +83,33 @@ def save_split(tensors: Mapping[str, torch.Tensor], folder: str | Path, max_shar
 
 
 def save_files(tensors: Mapping[str, torch.Tensor], files: Mapping[str, str], folder: str | Path) -> None:
-    """Write tensors, each into the file that `files` names."""
+    """Write tensors, each into the file that `files` names. Collective: ranks divide the files."""
     contents: dict[str, dict[str, PiecewiseTensor]] = defaultdict(dict)
     for name, file in files.items():
         if Path(file).is_absolute() or ".." in Path(file).parts:
             raise ValueError(f"{file!r} is not in the folder of the model. Download its index again.")
         contents[file][name] = PiecewiseTensor.wrap(tensors[name])
-    places = [place for file, inside in contents.items() for place in _start(Path(folder, file), inside)]
+    places = [place for file in _own(contents) for place in _start(Path(folder, file), contents[file])]
     sizes = [place.tensor.nbytes for place in places]
     total = sum(sizes)
     threads = min(execute.processors(), 1 + total // execute.BYTES_PER_THREAD)
     jobs = [partial(_write, [places[at] for at in share]) for share in execute.shares(sizes, threads)]
     execute.run(jobs, total, "exporting")
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _own(contents: Mapping[str, Mapping[str, torch.Tensor]]) -> list[str]:
+    """Return the files that this rank writes, whole: a network file system may mix up what two hosts write to one."""
+    files = list(contents)
+    sizes = [sum(tensor.nbytes for tensor in contents[file].values()) for file in files]
+    return [files[at] for at in execute.shares(sizes, get_world_size_safe())[get_rank_safe()]]
 
 
 def save_index(metadata: Mapping[str, Any], files: Mapping[str, str], folder: str | Path, indent: int) -> None:
     """Write the index, which says in which file each tensor is. It comes last: no reader finds half a model."""
+    if get_rank_safe() != 0:
+        return
     Path(folder, INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": files}, indent=indent))
 
 
