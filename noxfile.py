@@ -320,6 +320,13 @@ def benchmark(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *_arguments(session)[1])
 
 
+@nox.session(python=PYTHON, requires=["build"])
+def scale(session: nox.Session) -> None:
+    """Import and export checkpoints of 405B and 671B whose values are holes: `-- --models DeepSeek-V3`."""
+    _install_patched(session)
+    session.run("python", "-m", "benchmarks.scale", *_arguments(session)[1])
+
+
 @nox.session(python=PYTHON)
 @nox.parametrize("version", [nox.param(version, id=version) for version in RELEASES])
 def compatibility(session: nox.Session, version: str) -> None:

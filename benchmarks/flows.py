@@ -4,10 +4,10 @@
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks import cache, memory
+from benchmarks import cache, memory, results
 from benchmarks.memory import Run
 
 
@@ -42,7 +42,15 @@ _EXPORT_IN_MEMORY = (
     "AutoBridge.from_hf_pretrained(source).export_ckpt(*sys.argv[1:], streaming=False)"
 )
 _COMMAND = str(Path(sys.executable).with_name("megatron-bridge"))
+_TWO = "--processes=2"
 STREAMING = Flow("streaming", "megatron-bridge import", (_COMMAND, "import"), marker="{target}/release.incomplete.*")
+_EXPORT = Flow(
+    results.EXPORT,
+    "megatron-bridge export",
+    (_COMMAND, "export"),
+    marker="{target}.incomplete.*/**/*.safetensors",
+    exports=True,
+)
 FLOWS = (
     Flow("cp -r", "cp -r of the checkpoint's files", ("cp", "-r")),
     Flow(
@@ -54,6 +62,12 @@ FLOWS = (
         memory=1.15,
     ),
     STREAMING,
+    replace(
+        STREAMING,
+        name=results.TWO,
+        description=f"megatron-bridge import {_TWO}",
+        command=(*STREAMING.command, _TWO),
+    ),
     Flow("cp -r back", "cp -r of the Megatron checkpoint's files", ("cp", "-r"), exports=True),
     Flow(
         "upstream export",
@@ -62,12 +76,12 @@ FLOWS = (
         memory=1.75,
         exports=True,
     ),
-    Flow(
-        "streaming export",
-        "megatron-bridge export",
-        (_COMMAND, "export"),
-        marker="{target}.incomplete.*/**/*.safetensors",
-        exports=True,
+    _EXPORT,
+    replace(
+        _EXPORT,
+        name=results.EXPORT_TWO,
+        description=f"megatron-bridge export {_TWO}",
+        command=(*_EXPORT.command, _TWO),
     ),
 )
 

@@ -19,6 +19,7 @@ KINDS = ("resident", "anonymous", "file")
 COLUMNS = ("wall, s", "start-up, s", "sync, s", *(f"peak {kind}, GB" for kind in KINDS))
 
 EXPORT = "streaming export"
+TWO, EXPORT_TWO = "streaming, 2 processes", "streaming export, 2 processes"
 
 _SAMPLES = 120
 """The most samples of a run that are saved: the largest of each part of it."""
@@ -39,6 +40,7 @@ class Measurement:
         resident: Peak of the resident set over the process tree, in bytes.
         anonymous: Peak of its anonymous pages, in bytes.
         file: Peak of its pages of mapped files, in bytes.
+        process: Largest resident set of one of its processes, in bytes.
         samples: Seconds since the start, and anonymous and file pages in bytes.
     """
 
@@ -52,6 +54,7 @@ class Measurement:
     resident: int
     anonymous: int
     file: int
+    process: int
     samples: list[tuple[float, int, int]] = field(repr=False)
 
     @property
@@ -67,6 +70,7 @@ def measurement(size: str, flow: str, number: int, run: Run, cached: float, sync
     largest = [max(part, key=lambda sample: sample[1].resident) for part in parts]
     samples = [(round(at, 2), memory.anonymous, memory.file) for at, memory in largest]
     peaks = {kind: run.peak(kind) for kind in KINDS}
+    peaks["process"] = run.high_water
     return Measurement(size, flow, number, run.wall, run.started, sync, cached, samples=samples, **peaks)
 
 
@@ -143,6 +147,24 @@ BARS = (
         0.5,
         "times",
         lambda of: _wide(of, EXPORT).wall / _wide(of, "upstream export").wall,
+    ),
+    *(
+        bar
+        for two, one in ((TWO, "streaming"), (EXPORT_TWO, EXPORT))
+        for bar in (
+            Bar(
+                f"{two}, wall against one, width of 8B",
+                0.65,
+                "times",
+                lambda of, two=two, one=one: _wide(of, two).wall / _wide(of, one).wall,
+            ),
+            Bar(
+                f"{two}, peak resident set of a process against one, width of 8B",
+                1.1,
+                "times",
+                lambda of, two=two, one=one: _wide(of, two).process / _wide(of, one).process,
+            ),
+        )
     ),
 )
 

@@ -164,7 +164,9 @@ def test_each_page_is_probed_once_and_files_count_by_their_bytes(tmp_path, monke
     assert cache.cached(tmp_path) == 1
 
 
-MEASURED = Measurement("8b", "streaming", 1, 24.0, 4.0, 1.0, 0.0, int(1.8e9), int(1.2e9), int(0.7e9), [(0.0, 1, 1)])
+MEASURED = Measurement(
+    "8b", "streaming", 1, 24.0, 4.0, 1.0, 0.0, int(1.8e9), int(1.2e9), int(0.7e9), int(1.8e9), [(0.0, 1, 1)]
+)
 
 
 def round_of(number: int, **changes: float) -> list[Measurement]:
