@@ -95,6 +95,12 @@ if streaming:
         File(
             "models/hf_pretrained/state.py",
             [
+                # Ranks divide the files of an export that streams.
+                replace(
+                    "SafeTensorsStateSource.save_generator",
+                    expression("rank != 0"),
+                    "rank != 0 and not isinstance(generator, dict)",
+                ),
                 insert_after(
                     "SafeTensorsStateSource.save_generator",
                     assign("all_expected_keys"),

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import connection, forkserver
@@ -123,7 +124,17 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 def _on_rank(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
     os.environ.update(_environment(rank, count, port))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The server lives as long as a process that it forked, so its end doesn't tell of the caller's.
+    threading.Thread(target=_end_with_caller, daemon=True).start()
     function(*arguments)
+
+
+def _end_with_caller() -> None:
+    caller = multiprocessing.parent_process()
+    assert caller is not None, "this process was started by another one"
+    caller.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def has_to_say(error: BaseException) -> bool:

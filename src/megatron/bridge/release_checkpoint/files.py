@@ -98,7 +98,7 @@ class Staging:
             self._lock = os.open(self.folder / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             with suppress(OSError):  # not all file systems have locks
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
-            os.write(self._lock, os.fsencode(f"Megatron-Bridge writes {self.target} in this folder.\n"))
+            os.write(self._lock, os.fsencode(f"{self.folder.name} becomes {self.target} of Megatron-Bridge.\n"))
             self.payload.mkdir()
         except BaseException:
             self.close()

@@ -21,7 +21,6 @@ def share(case, folder):
     import torch.distributed as dist
 
     rank = int(os.environ["RANK"])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     staged = Path(folder, f"staged-{rank}")
     staged.touch()
     try:
