@@ -190,7 +190,7 @@ def test_bars_are_computed_within_a_round_and_over_rounds():
     assert ratio.median == pytest.approx(1.8 / 1.75)
     assert (copy.min, copy.median, copy.max) == (20 / 16, 20.5 / 16, 26 / 16)
     assert upstream.max == 0.5
-    assert list(measured.values())[5:] == [None] * 5
+    assert list(measured.values())[5:] == [None] * 9
 
 
 def test_an_export_is_compared_with_the_import_and_with_a_copy_back():
@@ -201,8 +201,10 @@ def test_an_export_is_compared_with_the_import_and_with_a_copy_back():
         replace(export, size="8b-2", resident=int(0.93e9)),
         replace(export, size="8b-6", flow="cp -r back", started=None, wall=16.0),
         replace(export, size="8b-6", flow="upstream export", started=None, wall=80.0),
+        replace(export, size="8b-6", flow=results.EXPORT_TWO, wall=12.0, process=int(1.98e9)),
     ]
-    start, peak, layers, copy, upstream = [spread for bar, spread in results.compare(runs)][5:]
+    start, peak, layers, copy, upstream, *two = [spread for bar, spread in results.compare(runs)][5:]
+    assert two[:2] == [None, None] and [each.median for each in two[2:]] == pytest.approx([0.5, 1.1])
     assert start.median == pytest.approx(1.1) and peak.median == pytest.approx(0.95)
     assert layers.median == pytest.approx(95 / 93)
     assert copy.median == pytest.approx(19.6 / 16) and upstream.median == pytest.approx(0.3)
@@ -215,12 +217,12 @@ def test_a_bar_without_its_runs_is_not_measured_and_a_missed_one_says_so():
         measurements, {"70b": {"items": 723, "bytes": 141 * GB, "largest": 3 * GB, "block": 16 << 20}}, console
     )
     text = console.export_text()
-    assert text.count("not measured") == 2 + 5  # nothing was exported
+    assert text.count("not measured") == 2 + 9  # nothing was exported
     assert text.count("MISSED") == 2  # of the resident set, and against the 1.5B shape
     report = results.as_json(measurements, {}, {})
     assert json.loads(results.dumps(report)) == json.loads(json.dumps(report))
     bars = report["bars"]
-    assert [bar["holds"] for bar in bars] == [True, False, False, None, None] + [None] * 5
+    assert [bar["holds"] for bar in bars] == [True, False, False, None, None] + [None] * 9
     assert [bar["name"] for bar in bars] == [bar.name for bar in BARS]
 
 

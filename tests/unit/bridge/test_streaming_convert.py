@@ -83,3 +83,11 @@ def test_layers_that_threads_use_in_turn_are_made_once():
         get(other, "c")
         assert made == ["a", "b", "c"]
         assert list(held._values.values()) == [("c", "C")] * 2
+
+
+def test_a_name_is_looked_up_and_not_searched_for(tmp_path, monkeypatch):
+    save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    state = StoredState(SafeTensorsStateSource(tmp_path))
+    monkeypatch.setattr(SafeTensorsStateSource, "get_all_keys", None)
+    assert "weight" in state and "other" not in state
+    assert torch.equal(state.get("weight"), torch.ones(2)) and state.get("other") is None

@@ -44,6 +44,8 @@ def share(case, folder):
 
 
 if __name__ == "__main__":
+    # A job in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         processes.run(share, tuple(sys.argv[1:]), 2, preload="torch.distributed")
     except ChildProcessError as error:

@@ -97,6 +97,14 @@ class StoredState(StateDict):
     def __init__(self, source: SafeTensorsStateSource) -> None:
         super().__init__(source)
         self._headers: dict[Path, Mapping[str, StoredTensor]] = {}
+        # Otherwise each question goes through a list, of 90,000 names in DeepSeek-V3.
+        self._names = frozenset(self.keys())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._names
+
+    def get(self, key: str, default: Any = None) -> Any:  # noqa: D102
+        return self._load_tensors([key])[key] if key in self else default
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str) or (name := self.source.key_to_filename_map.get(key)) is None:
