@@ -101,6 +101,8 @@ def command(
         raise click.UsageError(f"--max-shard-size is {max_shard_size}; expected a size, such as 5GB. Correct it.")
     if adapter_only and (dtype or max_shard_size):
         raise click.UsageError("--adapter-only exports what was trained. Drop --dtype and --max-shard-size.")
+    if adapter_only and processes > 1:
+        raise click.UsageError("--adapter-only writes one small file. Drop --processes.")
     if private and not push_to_hub:
         raise click.UsageError("--private says how --push-to-hub uploads. Pass --push-to-hub, too.")
     set_hub(token, None)
