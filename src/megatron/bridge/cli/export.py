@@ -53,12 +53,6 @@ from megatron.bridge.repair.problems import problems
     "trained on, with the adapters merged.",
 )
 @click.option(
-    "--adapter-only",
-    is_flag=True,
-    help="Export the LoRA adapters that were trained, in a form that PEFT loads. Default: export the model that they "
-    "were trained on, with the adapters merged.",
-)
-@click.option(
     "--no-strict",
     is_flag=True,
     help="Leave out tensors that the Hugging Face model has no place for, with a warning. Default: stop at them.",
