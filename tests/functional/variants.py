@@ -64,6 +64,11 @@ NORMALIZED = "refused: norm_topk_prob is False, expected True"
 GATED_GELU = "said: No flags of pretrain_gpt.py give this model, Megatron Bridge trains it: the activation gated gelu"
 NO_MLP_BIAS = "refused: attention_bias is True, Bridge's model has False"
 UNTIED = "refused: tie_word_embeddings is True, Bridge's model has False"
+NORMS = "refused: rms_norm_eps is 0.01, which Bridge's latent attention has, too, and transformers' not"
+MIXED_LAYERS = {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}
+OTHER_LAYERS = (
+    "refused: layers with experts is [False, True, False, True], Bridge's model has [False, True, True, True]"
+)
 # Megatron Core's own error, before anything is written.
 TOP_1 = "refused: Please use --moe-router-pre-softmax when topk is 1"
 
@@ -113,12 +118,17 @@ VARIANTS = [
         ("vocabulary of 391", {"vocab_size": 391}),
         ("partial rotary, which Llama doesn't read", rope("default", partial_rotary_factor=0.5)),
         ("attention dropout", {"attention_dropout": 0.1}),
+        ("a window, which Llama doesn't read", {"sliding_window": 8, "layer_types": WINDOWS}, SAME, True),
+        ("not causal", {"is_causal": False}, "refused: is_causal is False, expected True"),
         ("a vendor's key", {"unsloth_fixed": True}),
     ),
     *_rows(
         "mistral",
         ("window", {"sliding_window": 8}),
         ("yarn", yarn(), SAME, True),
+        ("use_sliding_window, which Mistral doesn't read", {"sliding_window": 8, "use_sliding_window": False}),
+        ("layer types", {"sliding_window": 8, "layer_types": WINDOWS}),
+        ("window of 0", {"sliding_window": 0}, "refused: sliding_window is 0, expected another value"),
         ("linear", rope("linear", factor=4.0)),
         ("llama3", llama3()),
         ("llama3, original", llama3(original=32), OTHER_ROPE),
@@ -158,6 +168,11 @@ VARIANTS = [
         ("no experts", {"mlp_only_layers": [0, 1, 2, 3]}),
         ("no norm_topk_prob", {"norm_topk_prob": False}),
         ("windows", WINDOWED),
+        ("windows in all layers", WINDOWED | {"max_window_layers": 2, "layer_types": WINDOWS}),
+        ("scoring_func", {"scoring_func": "sigmoid"}, "refused: scoring_func is 'sigmoid', expected 'softmax'"),
+        ("scaling factor", {"routed_scaling_factor": 2.5}, "refused: routed_scaling_factor is 2.5, expected 1.0"),
+        ("groups", {"n_group": 2, "topk_group": 1}, "refused: n_group is 2, expected 1"),
+        ("norm epsilon", {"rms_norm_eps": 1e-2}),
         ("attention_bias", {"attention_bias": True}, BIAS),
         ("one expert", {"num_experts_per_tok": 1}, TOP_1),
         ("one expert, no norm_topk_prob", {"num_experts_per_tok": 1, "norm_topk_prob": False}),
@@ -173,6 +188,13 @@ VARIANTS = [
         ("yarn", yarn(40.0, 4096)),
         ("attention_bias", {"attention_bias": True}, BIAS),
         ("three dense layers", {"first_k_dense_replace": 3}),
+        (
+            "groups that aren't used",
+            {"n_group": 2, "topk_group": 1},
+            "refused: topk_method is 'greedy', Bridge's model",
+        ),
+        ("moe_layer_freq, which transformers doesn't read", {"moe_layer_freq": 2}),
+        ("norm epsilon", {"rms_norm_eps": 1e-2}, NORMS),
     ),
     *_rows(
         "deepseek-v3",
@@ -188,6 +210,9 @@ VARIANTS = [
         ("linear", rope("linear", factor=4.0), OTHER_ROPE),
         ("groups", {"n_group": 2, "topk_group": 1}),
         ("no norm_topk_prob", {"norm_topk_prob": False}, NORMALIZED, True),
+        ("more groups", {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4}),
+        ("no dense layers", {"first_k_dense_replace": 0}),
+        ("norm epsilon", {"rms_norm_eps": 1e-2}, NORMS),
         ("one expert", {"num_experts_per_tok": 1}, "refused: num_experts_per_tok is 1"),
         ("rope_interleave", {"rope_interleave": False}, "refused: rope_interleave is False, expected True"),
         ("attention_bias", {"attention_bias": True}, BIAS),
@@ -209,6 +234,12 @@ VARIANTS = [
         ("no attention_bias", {"attention_bias": False}, "refused: attention_bias is False, expected True"),
         ("tied", {"tie_word_embeddings": True}, UNTIED),
         ("one expert", {"num_experts_per_tok": 1}, TOP_1),
+        ("scoring_func", {"scoring_func": "sigmoid"}, "refused: scoring_func is 'sigmoid', expected 'softmax'"),
+        ("hidden_act, which it doesn't read", {"hidden_act": "gelu"}),
+        ("norm epsilon", {"rms_norm_eps": 1e-2}),
+        ("head_dim", {"head_dim": 32}),
+        ("as many KV heads", {"num_key_value_heads": 4}),
+        ("all experts", {"num_experts_per_tok": 4}),
         ("one KV head", {"num_key_value_heads": 1}),
     ),
     *_rows(
@@ -223,6 +254,16 @@ VARIANTS = [
         ("yarn", yarn(partial_rotary_factor=0.5), "refused: turns 8 dimensions, Bridge's model 16"),
         ("linear", rope("linear", factor=4.0, partial_rotary_factor=0.5)),
         ("whole rotary", rope("default", partial_rotary_factor=1.0), SAME, True),
+        ("partial_rotary_factor of its own", {"partial_rotary_factor": 0.25}),
+        ("attention_bias and use_qk_norm", {"attention_bias": True, "use_qk_norm": True}),
+        ("norm epsilon", {"rms_norm_eps": 1e-2}),
+        ("head_dim", {"head_dim": 32}),
+        ("one KV head", {"num_key_value_heads": 1}),
+        ("as many KV heads", {"num_key_value_heads": 4}),
+        ("no dense layers", {"first_k_dense_replace": 0}),
+        ("no shared expert", {"n_shared_experts": 0}, "refused: n_shared_experts x moe_intermediate_size is 0"),
+        ("one expert", {"num_experts_per_tok": 1}, "refused: num_experts_per_tok is 1"),
+        ("tied", {"tie_word_embeddings": True}, UNTIED),
     ),
     *_rows(
         "gemma",
@@ -232,8 +273,27 @@ VARIANTS = [
         ("untied", {"tie_word_embeddings": False}, "refused: tie_word_embeddings is False, Bridge's model has True"),
         ("attention_bias", {"attention_bias": True}, BIAS),
     ),
-    *_rows("glm-4-moe-lite", ("as it is",)),
-    *_rows("hy-v3", ("as it is",)),
+    *_rows(
+        "glm-4-moe-lite",
+        ("as it is",),
+        ("yarn", yarn(40.0, 4096)),
+        ("groups", {"n_group": 2, "topk_group": 1}),
+        ("scaling factor", {"routed_scaling_factor": 2.5}),
+        ("two shared experts", {"n_shared_experts": 2}),
+        ("kinds of layers", MIXED_LAYERS, OTHER_LAYERS),
+        ("norm epsilon", {"rms_norm_eps": 1e-2}, NORMS),
+    ),
+    *_rows(
+        "hy-v3",
+        ("as it is",),
+        ("yarn", yarn()),
+        ("scaling factor", {"router_scaling_factor": 2.5}),
+        ("two shared experts", {"num_shared_experts": 2}),
+        ("tied", {"tie_word_embeddings": True}),
+        ("kinds of layers", MIXED_LAYERS, OTHER_LAYERS),
+        ("switches that transformers doesn't read", {"route_norm": False, "qk_norm": False}),
+        ("norm epsilon", {"rms_norm_eps": 1e-2}),
+    ),
     *_rows(
         "olmoe",
         ("as it is", {}, "said: trains it: OLMoE's norms"),
@@ -251,6 +311,15 @@ VARIANTS = [
         ("whole rotary", rope("default", partial_rotary_factor=1.0)),
         ("linear", rope("linear", factor=4.0, partial_rotary_factor=0.5)),
         ("norm epsilon", {"norm_eps": 1e-2}),
+        (
+            "another family's norm epsilon",
+            {"rms_norm_eps": 1e-2},
+            "refused: norm_eps is 1e-05, Bridge's model has 0.01",
+        ),
+        ("head_dim", {"head_dim": 32}),
+        ("one KV head", {"num_key_value_heads": 1}),
+        ("gelu", {"hidden_act": "gelu"}, "refused: hidden_act is 'gelu', Bridge's model has squared_relu"),
+        ("yarn", yarn(partial_rotary_factor=0.5), "refused: turns 8 dimensions, Bridge's model 16"),
         ("tied", {"tie_word_embeddings": True}),
     ),
 ]

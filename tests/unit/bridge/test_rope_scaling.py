@@ -124,6 +124,9 @@ def test_partial_rotary_reaches_the_provider(part: float) -> None:
     [
         ("Mistral", {"sliding_window": 8}, [8, 8, 8, 8]),
         ("Mistral", {"sliding_window": None}, [None] * 4),
+        ("Mistral", {"sliding_window": 8, "use_sliding_window": False}, [8, 8, 8, 8]),
+        ("Llama", {"sliding_window": 8, "layer_types": ["sliding_attention"] * 4}, [None] * 4),
+        ("Qwen3Moe", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2}, [8, 8, 8, 8]),
         ("Qwen2", {"sliding_window": 8}, [None] * 4),
         ("Qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, [8, 8, 8, 8]),
         ("Qwen3", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, [None, None, None, 8]),

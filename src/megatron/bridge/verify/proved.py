@@ -52,7 +52,8 @@ PROVED: dict[str, dict[str, str]] = {
     },
     "glm4_moe": {
         "attention_bias": "False True",
-        "head_dim": "usual",
+        "groups": "1 all n",
+        "head_dim": "other usual",
         "hidden_act": "silu",
         "n_group": "1 n",
         "n_shared_experts": "1",
@@ -68,21 +69,21 @@ PROVED: dict[str, dict[str, str]] = {
     "glm4_moe_lite": {
         "attention_bias": "False",
         "hidden_act": "silu",
-        "n_group": "1",
-        "n_shared_experts": "1",
+        "n_group": "1 n",
+        "n_shared_experts": "1 n",
         "norm_topk_prob": "True",
         "rope_interleave": "True",
-        "rope_type": "default",
+        "rope_type": "default yarn",
         "tie_word_embeddings": "False",
-        "topk_group": "all",
+        "topk_group": "all some",
         "windows": "none",
     },
     "gpt_oss": {
         "attention_bias": "True",
         "beta_slow": "1",
-        "groups": "1 n",
-        "head_dim": "usual",
-        "hidden_act": "silu",
+        "groups": "1 all n",
+        "head_dim": "other usual",
+        "hidden_act": "gelu silu",
         "rope_type": "default yarn",
         "tie_word_embeddings": "False",
         "truncate": "False True",
@@ -94,9 +95,9 @@ PROVED: dict[str, dict[str, str]] = {
         "head_dim": "usual",
         "hidden_act": "silu",
         "mlp_bias": "False",
-        "num_shared_experts": "1",
-        "rope_type": "default",
-        "tie_word_embeddings": "False",
+        "num_shared_experts": "1 n",
+        "rope_type": "default yarn",
+        "tie_word_embeddings": "False True",
         "windows": "none",
     },
     "llama": {
@@ -125,7 +126,8 @@ PROVED: dict[str, dict[str, str]] = {
     },
     "nemotron": {
         "attention_bias": "False",
-        "head_dim": "usual",
+        "groups": "1 n",
+        "head_dim": "other usual",
         "hidden_act": "relu2",
         "mlp_bias": "False",
         "partial_rotary_factor": "1 n",
@@ -189,7 +191,7 @@ def traits(config: Any) -> Iterator[tuple[str, str]]:
     """Give what a comparison of a config covers: each key that means something, with the class of its value."""
     keys = FAMILIES[config.model_type]
     for key in (*keys.same, *keys.opposite, *keys.products, *keys.only, *keys.never, "hidden_act"):
-        if hasattr(config, key) and key != "topk_group":
+        if hasattr(config, key) and key not in ("sliding_window", "topk_group"):
             yield key, _class(getattr(config, key))
     for key, value in rope_scaling.rope_parameters(config).items():
         if value is not None and key != "type":

@@ -14,9 +14,17 @@ from functools import cache
 from typing import Any
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from megatron.bridge.models.conversion import rope_scaling
-from megatron.bridge.models.conversion.config_keys import ACTIVATIONS, COMPARED, FAMILIES, WITHOUT_MEANING, Keys
+from megatron.bridge.models.conversion.config_keys import (
+    ACTIVATIONS,
+    COMPARED,
+    FAMILIES,
+    ONLY,
+    WITHOUT_MEANING,
+    Keys,
+)
 from megatron.bridge.release_checkpoint import proof
 
 
@@ -55,7 +63,7 @@ def check_config(bridge: Any, strict: bool = True) -> None:
         what = f"{line}: Megatron Core computes another model than transformers"
         proof.warn(logger, what, left_out=what)
     for line in remarks(config):
-        logger.warning(line)
+        proof.warn(logger, line, unproved=line)
 
 
 def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
@@ -71,13 +79,17 @@ def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
         if hasattr(config, key):
             product = (getattr(config, key) or 0) * getattr(config, other)
             yield from _differ(f"{key} x {other}", product, _field(provider, field) or 0)
+    only = ONLY | keys.only
     for key, value in values.items():
-        if key in keys.only and value not in keys.only[key]:
-            expected = [repr(each) for each in keys.only[key] if each is not None] or ["None"]
+        if key in only and value not in only[key]:
+            expected = [repr(each) for each in only[key] if each is not None] or ["None"]
             yield f"{key} is {value!r}, expected {' or '.join(expected)}"
         if key in keys.never and value in keys.never[key]:
             yield f"{key} is {value!r}, expected another value"
+    yield from _architecture(config)
     yield from _unknown(config, keys)
+    yield from _latent_norms(config, provider)
+    yield from _groups(config)
     yield from _heads(config, provider)
     yield from _activation(config, provider)
     yield from _kinds_of_layers(config, provider)
@@ -114,7 +126,7 @@ def _short(value: Any) -> str:
 
 def _unknown(config: Any, keys: Keys) -> Iterator[str]:
     known = WITHOUT_MEANING | COMPARED | keys.same.keys() | keys.opposite.keys() | keys.products.keys()
-    known |= keys.only.keys() | keys.never.keys()
+    known |= ONLY.keys() | keys.only.keys() | keys.never.keys()
     defaults, read = _defaults(type(config)), _read(type(config))
     for key, value in config.to_dict().items():
         if key in known or key.startswith("_") or key in defaults and value == defaults[key]:
@@ -135,6 +147,26 @@ def _read(kind: type) -> frozenset[str]:
     """Return the keys that the family's model reads, as its source names them."""
     source = inspect.getsource(rope_scaling.modeling_of(kind()))
     return frozenset(re.findall(r"\bconfig(?:\.|, \")(\w+)", source))
+
+
+def _architecture(config: Any) -> Iterator[str]:
+    """Bridge goes by `architectures`, transformers by `model_type`."""
+    made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type].replace("Ministral", "Mistral")
+    named = [each for each in getattr(config, "architectures", None) or () if each.endswith("ForCausalLM")]
+    if named and named[0] != made:
+        yield f"architectures is {named[0]!r}, expected {made!r} for the model_type {config.model_type!r}"
+
+
+def _latent_norms(config: Any, provider: Any) -> Iterator[str]:
+    """Norms inside of transformers' latent attention have 1e-6. Up to 1e-5, that changes logits by less than 1e-4."""
+    if _field(provider, "multi_latent_attention") and config.rms_norm_eps > 1e-5:
+        yield f"rms_norm_eps is {config.rms_norm_eps}, which Bridge's latent attention has, too, and transformers' not"
+
+
+def _groups(config: Any) -> Iterator[str]:
+    groups = getattr(config, "n_group", None) or 1
+    if getattr(config, "topk_method", None) == "greedy" and config.topk_group not in (None, groups):
+        yield f"topk_method is 'greedy', Bridge's model chooses {config.topk_group} of {groups} groups first"
 
 
 def _heads(config: Any, provider: Any) -> Iterator[str]:

@@ -30,65 +30,26 @@ class Keys:
 
 # Keys that no family's function depends on: what identifies a model, what generation and training use, and other
 # spellings of a key that is compared.
-WITHOUT_MEANING = frozenset(
-    [
-        "_attn_implementation",
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "auto_map",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "label2id",
-        "max_position_embeddings",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "quantization_config",
-        "return_dict",
-        "router_aux_loss_coef",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    ]
-)
+WITHOUT_MEANING = frozenset({
+    "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
+    "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "initializer_range", "is_decoder",
+    "is_encoder_decoder", "label2id", "max_position_embeddings", "model_type", "output_attentions",
+    "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type",
+    "quantization_config", "return_dict", "router_aux_loss_coef", "torch_dtype", "transformers_version",
+    "use_cache",
+})  # fmt: skip
 
 # Keys that `config_check.py` and `rope_scaling.py` put together before they compare: RoPE, heads, windows,
 # activation, kinds of layers.
-COMPARED = frozenset(
-    [
-        "decoder_sparse_step",
-        "first_k_dense_replace",
-        "head_dim",
-        "hidden_act",
-        "hidden_activation",
-        "layer_types",
-        "max_window_layers",
-        "mlp_layer_types",
-        "mlp_only_layers",
-        "moe_layer_freq",
-        "num_key_value_heads",
-        "num_local_experts",
-        "original_max_position_embeddings",
-        "partial_rotary_factor",
-        "qk_head_dim",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "sliding_window",
-        "use_sliding_window",
-    ]
-)
+COMPARED = frozenset({
+    "decoder_sparse_step", "first_k_dense_replace", "head_dim", "hidden_act", "hidden_activation", "layer_types",
+    "max_window_layers", "mlp_layer_types", "mlp_only_layers", "moe_layer_freq", "num_key_value_heads",
+    "num_local_experts", "original_max_position_embeddings", "partial_rotary_factor", "qk_head_dim",
+    "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "use_sliding_window",
+})  # fmt: skip
+
+# The values with which the models of all families are Megatron Core's.
+ONLY = {"is_causal": (True,)}
 
 _SIZES = {
     "num_hidden_layers": "num_layers",
@@ -99,6 +60,11 @@ _SIZES = {
 }
 _DENSE = _SIZES | {"intermediate_size": "ffn_hidden_size", "rms_norm_eps": "layernorm_epsilon"}
 _NO_BIAS = {"attention_bias": (False, None), "mlp_bias": (False, None)}
+# transformers masks with a window of no tokens, too.
+_NO_WINDOW = {"sliding_window": (0,)}
+# What these families don't read, and Bridge's providers do.
+_NO_GROUPS = {"n_group": (None, 1), "topk_group": (None, 1)}
+_SOFTMAX = _NO_GROUPS | {"scoring_func": ("softmax",), "routed_scaling_factor": (None, 1.0)}
 _EXPERTS = _DENSE | {
     "num_experts": "num_moe_experts",
     "num_experts_per_tok": "moe_router_topk",
@@ -127,13 +93,16 @@ _NORMALIZED = {"norm_topk_prob": (True,), "scoring_func": ("sigmoid",), "topk_me
 FAMILIES = {
     # Megatron Core has one switch for the biases of all linear layers.
     "llama": Keys(_DENSE | {"attention_bias": "add_bias_linear", "mlp_bias": "add_bias_linear"}),
-    "mistral": Keys(_DENSE),
-    "qwen2": Keys(_DENSE),
-    "qwen3": Keys(_DENSE, only=_NO_BIAS),
+    # What transformers makes of a Mistral with `layer_types`.
+    "ministral": Keys(_DENSE, never=_NO_WINDOW),
+    "mistral": Keys(_DENSE, never=_NO_WINDOW),
+    "qwen2": Keys(_DENSE, never=_NO_WINDOW),
+    "qwen3": Keys(_DENSE, only=_NO_BIAS, never=_NO_WINDOW),
     "qwen3_moe": Keys(
         _EXPERTS,
         opposite={"norm_topk_prob": "moe_router_pre_softmax"},
-        only=_NO_BIAS,
+        only=_NO_BIAS | _SOFTMAX,
+        never=_NO_WINDOW,
     ),
     "deepseek_v2": Keys(
         _ROUTED | _LATENT,
@@ -166,7 +135,7 @@ FAMILIES = {
     "hy_v3": Keys(
         _EXPERTS | {"router_scaling_factor": "moe_router_topk_scaling_factor"},
         products={"num_shared_experts": ("moe_intermediate_size", "moe_shared_expert_intermediate_size")},
-        only=_NO_BIAS | {"enable_moe_fp32_combine": (True, False)},
+        only=_NO_BIAS | _NO_GROUPS | {"enable_moe_fp32_combine": (True, False)},
         never=_SIGMOID,
     ),
     "gpt_oss": Keys(
@@ -177,7 +146,8 @@ FAMILIES = {
             "num_local_experts": "num_moe_experts",
             "num_experts_per_tok": "moe_router_topk",
         },
-        only={"attention_bias": (True,), "swiglu_limit": (7.0,)},
+        only=_SOFTMAX | {"attention_bias": (True,), "swiglu_limit": (7.0,)},
+        never=_NO_WINDOW,
     ),
     "gemma": Keys(
         _DENSE,
@@ -196,7 +166,7 @@ FAMILIES = {
             "num_experts_per_tok": "moe_router_topk",
         },
         opposite={"norm_topk_prob": "moe_router_pre_softmax"},
-        only=_NO_BIAS | {"clip_qkv": (None,)},
+        only=_NO_BIAS | _SOFTMAX | {"clip_qkv": (None,)},
     ),
 }
 

@@ -18,6 +18,7 @@ FAMILIES = (
     "gpt_oss",
     "hy_v3",
     "llama",
+    "ministral",
     "mistral",
     "nemotron",
     "olmoe",
@@ -25,6 +26,10 @@ FAMILIES = (
     "qwen3",
     "qwen3_moe",
 )
+# Where transformers has sliding windows: in the layers that `layer_types` names, or in all. Other families have none,
+# whatever their config says.
+_WINDOWS_BY_LAYER = ("gpt_oss", "ministral", "qwen2", "qwen3")
+_WINDOWS_IN_ALL = ("mistral", "qwen3_moe")
 
 
 def own_config(config: Any) -> Any:
@@ -42,12 +47,12 @@ def rope_parameters(config: Any) -> dict[str, Any]:
 
 
 def windows(config: Any) -> list[int | None]:
-    """Return the sliding window of each layer, None for a layer without one."""
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    kinds = kinds or ["sliding_attention"] * config.num_hidden_layers
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    """Return the sliding window of each layer in transformers' model, None for a layer without one."""
+    window = getattr(config, "sliding_window", None)
+    if config.model_type in _WINDOWS_BY_LAYER:
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [window if config.model_type in _WINDOWS_IN_ALL else None] * config.num_hidden_layers
 
 
 def carry_over(provider: Any, config: Any) -> None:
