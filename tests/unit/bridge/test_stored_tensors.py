@@ -2,6 +2,7 @@
 """What is known of a checkpoint's tensors without their values."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -29,6 +30,28 @@ def stored(request, tmp_path):
         save_file({name: TENSORS[name]}, tmp_path / file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     return StoredTensors(StateDict(SafeTensorsStateSource(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("e", "'e' is in b.safetensors, and the checkpoint's index doesn't name it: add it there"),
+        ("a", "'a' is in a.safetensors and in b.safetensors: keep one of them"),
+        ("rotary_emb.inv_freq", None),
+    ],
+)
+def test_index_that_names_something_else_than_the_files(tmp_path, name, words):
+    save_file({"a": TENSORS["a"]}, tmp_path / "a.safetensors")
+    save_file({"b": TENSORS["b"], name: TENSORS["c"]}, tmp_path / "b.safetensors")
+    files = {"a": "a.safetensors", "b": "b.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    found = StoredTensors(StateDict(SafeTensorsStateSource(tmp_path)))
+    with pytest.raises(ValueError, match=words) if words else nullcontext():
+        found.check_index()
+
+
+def test_what_is_stored_is_what_the_index_names(stored):
+    stored.check_index()
 
 
 def test_shapes_dtypes_and_equal_values(stored):

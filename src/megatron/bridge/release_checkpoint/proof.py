@@ -48,11 +48,12 @@ class Proof:
 
 @dataclass
 class _Import:
-    """An import that runs: what is recorded of it, and the warnings that it has given."""
+    """An import that runs: what is recorded of it, its warnings, and what accounts for its weights."""
 
     strict: bool
     proof: Proof = field(default_factory=Proof)
     warnings: set[str] = field(default_factory=set)
+    account: Any = None
 
 
 _running: ContextVar[_Import | None] = ContextVar("running", default=None)
@@ -82,6 +83,18 @@ def is_strict() -> bool | None:
     """Return whether the import that runs refuses what it would leave out, or None if none runs."""
     running = _running.get()
     return running and running.strict
+
+
+def remember_account(account: Any) -> None:
+    """Keep what accounts for the weights of the import that runs. Does nothing if none runs."""
+    if (running := _running.get()) is not None:
+        running.account = account
+
+
+def account_of_import() -> Any:
+    """Return what accounts for the weights of the import that runs, or None."""
+    running = _running.get()
+    return running and running.account
 
 
 def warn(logger: logging.Logger, warning: str, *, left_out: str | None = None, unproved: str | None = None) -> None:

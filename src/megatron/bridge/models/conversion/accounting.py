@@ -14,7 +14,7 @@ import torch
 
 from megatron.bridge.models.conversion.hf_files import some
 from megatron.bridge.models.conversion.quantized import FLOAT8, check_quantization
-from megatron.bridge.models.conversion.stored_tensors import Reads, StoredTensors
+from megatron.bridge.models.conversion.stored_tensors import NOT_NEEDED, Reads, StoredTensors
 from megatron.bridge.models.hf_pretrained.state import StateDict
 from megatron.bridge.release_checkpoint import proof
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tensors that no model needs: rotary frequencies and positions; copies of embedding and head in a prediction layer.
-NOT_NEEDED = re.compile(r"(^|\.)(inv_freq|position_ids)$|\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight$")
 # What no model needs that computes without quantization: the scales of activations and KV caches.
 _SCALES = re.compile(
     r"\.(input_scale_(inv|ub)|((prob_)?output|input|activation|[qkv]|kv)_scale|kv_cache_scaling_factor)$"
@@ -34,7 +32,7 @@ _SCALES = re.compile(
 _MASK = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias)$")
 # Values that Megatron's modules make: the load balance of a router, which is zero where a family has none, and the
 # state of ModelOpt's quantizers.
-_CONSTRUCTED = re.compile(r"\.expert_bias$|_quantizer\._")
+CONSTRUCTED = re.compile(r"\.expert_bias$|_quantizer\._")
 # A layer for multi-token prediction has a name of its own, or a number beyond the last layer, and these projections.
 PREDICTION = re.compile(r"^(.*\bmtp(?:_\w+)?)\.|^(.*\blayers\.\d+)\.(?:eh_proj|enorm|hnorm)\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -82,9 +80,11 @@ def account(
         return None
     result = Account(bridge, hf_pretrained, tasks)
     check_quantization(_name(hf_pretrained), hf_pretrained.config.to_dict(), result.stored)
+    result.stored.check_index()
     result.check_scales()
     result.check_parameters(bridge, model, tuple(allowed or ()))
     result.check_tensors(model[0].config)
+    proof.remember_account(result)
     return result
 
 
@@ -115,7 +115,7 @@ class Account:
             alone = [name for name in names if self.stored[name].dtype in FLOAT8]
             if alone and not any("scale" in name for name in names):
                 raise ValueError(
-                    f"{self._said} has FP8 weights whose scales are not read ({some(alone)}): import the original, "
+                    f"{self.name} has FP8 weights whose scales are not read ({some(alone)}): import the original, "
                     "unquantized checkpoint"
                 )
 
@@ -130,7 +130,7 @@ class Account:
             for name in bridge._megatron_global_param_names_all_pp_ranks(model)
             if (name not in sources or sources[name] in self._reads.missing)
             and not (tied and "output_layer" in name)
-            and not _CONSTRUCTED.search(name)
+            and not CONSTRUCTED.search(name)
             and not any(fnmatch(name, pattern) for pattern in allowed)
         ]
         if not lacking:
@@ -138,7 +138,7 @@ class Account:
         wanted = self._reads.missing.get(sources.get(min(lacking), ""))
         expected = f" (expected {wanted} in the checkpoint)" if wanted else ""
         message = (
-            f"{self._said} has no source for {len(lacking)} parameters of the Megatron model, {some(lacking)}"
+            f"{self.name} has no source for {len(lacking)} parameters of the Megatron model, {some(lacking)}"
             f"{expected}: use weights and config of the same model; if they are, {type(bridge).__name__} doesn't know "
             "this variant"
         )
@@ -154,9 +154,9 @@ class Account:
         predicting = [name for name in left if name.startswith(prefixes)]
         if predicting:
             what = f"prediction layers are left out, {len(predicting)} tensors"
-            proof.warn(logger, f"{self._said}: {what}", left_out=what)
+            proof.warn(logger, f"{self.name}: {what}", left_out=what)
         if scales := [name for name in left if _SCALES.search(name)]:
-            proof.warn(logger, f"{self._said}: scales of activations or KV caches are left out, {len(scales)} tensors")
+            proof.warn(logger, f"{self.name}: scales of activations or KV caches are left out, {len(scales)} tensors")
         tied = getattr(config, "share_embeddings_and_output_weights", False)
         heads = [name for name in left if tied and name.endswith("lm_head.weight")]
         if left := [name for name in left if name not in {*predicting, *scales, *heads}]:
@@ -173,8 +173,8 @@ class Account:
 
     def _left_out(self, what: str, remedy: str) -> None:
         if proof.is_strict():
-            raise ValueError(f"{self._said} {what}: {remedy}")
-        proof.warn(logger, f"{self._said} {what}: left out", left_out=what)
+            raise ValueError(f"{self.name} {what}: {remedy}")
+        proof.warn(logger, f"{self.name} {what}: left out", left_out=what)
 
     def _left(self, expert_parallel_size: int) -> list[str]:
         read = {name for task in self.tasks for name in self.reads(task)}
@@ -197,7 +197,7 @@ class Account:
         return embedding is not None and self.stored.equal(name, embedding)
 
     @property
-    def _said(self) -> str:
+    def name(self) -> str:  # noqa: D102
         return _name(self.hf_pretrained)
 
 

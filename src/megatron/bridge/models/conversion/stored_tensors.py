@@ -2,6 +2,7 @@
 """The tensors of a Hugging Face checkpoint without their values, and which of them a conversion reads."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Tensors that no model needs: rotary frequencies and positions; copies of embedding and head in a prediction layer.
+NOT_NEEDED = re.compile(r"(^|\.)(inv_freq|position_ids)$|\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight$")
 _ROWS = 4096
 
 
@@ -36,6 +39,9 @@ class StoredTensors(Mapping):
         if isinstance(source, SafeTensorsStateSource):
             self._files = {name: source.path / file for name, file in source.key_to_filename_map.items()}
         found = {file: headers(file) for file in sorted(set(self._files.values()))}
+        self._others = {
+            name: file.name for file, names in found.items() for name in names if self._files.get(name) != file
+        }
         keys = source.get_all_keys()
         self._tensors = {
             name: found[self._files[name]][name] if name in self._files else _tensor(state, name).to("meta")
@@ -54,6 +60,20 @@ class StoredTensors(Mapping):
     def file(self, name: str) -> str:
         """Return the name of the file that a tensor is in, or nothing for one that is in memory."""
         return self._files[name].name if name in self._files else ""
+
+    def check_index(self) -> None:
+        """Check that the files hold what the index says. transformers reads every tensor, of two the last file's.
+
+        Raises:
+            ValueError: A file has a tensor that the index doesn't name, or has in another file.
+        """
+        for name, file in self._others.items():
+            if name in self._files:
+                raise ValueError(
+                    f"{name!r} is in {self.file(name)} and in {file}: keep one of them, or copy the checkpoint again"
+                )
+            if not NOT_NEEDED.search(name):
+                raise ValueError(f"{name!r} is in {file}, and the checkpoint's index doesn't name it: add it there")
 
     def equal(self, first: str, second: str) -> bool:
         """Return whether two tensors have the same values. Takes the memory of some rows."""

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last check of an import: what is about to be written was read, or is a value that a module makes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from megatron.bridge.models.conversion.accounting import CONSTRUCTED
+from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
+from megatron.bridge.release_checkpoint import proof
+
+
+def check_written(state_dict: Mapping[str, Any]) -> None:
+    """Check the tensors of the models in a state dict, on this rank. Does nothing if no import runs.
+
+    The account of an import knows parameters by their names. What a model saves beside these, such as a buffer, would
+    be memory that nobody filled.
+
+    Args:
+        state_dict: What is about to be saved, with a section for each chunk of the model.
+
+    Raises:
+        ValueError: A tensor is no parameter that the account has a source of, nor made of the checkpoint's tensors.
+    """
+    account = proof.account_of_import()
+    if account is None:
+        return
+    names = {task.param_name for task in account.tasks}
+    weights = (task.param_weight for task in account.tasks)
+    filled = {each.untyped_storage().data_ptr() for each in weights if each is not None and not each.is_meta}
+    for section, entries in state_dict.items():
+        for name, entry in entries.items() if section.startswith("model") and isinstance(entries, dict) else ():
+            data = getattr(entry, "data", entry)
+            if not isinstance(data, torch.Tensor) or isinstance(data, PiecewiseTensor) or CONSTRUCTED.search(name):
+                continue
+            if name not in names and data.untyped_storage().data_ptr() not in filled:
+                raise ValueError(
+                    f"{account.name} has no source for {name!r}, which the Megatron model saves beside its "
+                    "parameters: its bridge doesn't know this variant"
+                )
