@@ -10,8 +10,9 @@ change = Change(
 feat(ckpt): tell releases that an earlier import may have got wrong
 
 Imports that didn't account for what they read took quantized weights for
-plain ones, and left out the head of a tied model that has one. Tell such a
-release by its source, as far as small files show it.
+plain ones, left out the head of a tied model that has one, and dropped keys
+of config.json, such as biases and windows. Tell such a release by its source,
+as far as small files show it.
 """,
     why="Whoever has a release of an earlier import learns that it may hold another model than its source.",
     modules=["release_checkpoint/doubts.py"],

@@ -18,6 +18,19 @@ _SMALL = 64 << 20
 _HEAD = "lm_head.weight"
 # Quantizations that their bridges have always undone: architecture and method.
 _RIGHT = {("DeepseekV3ForCausalLM", "fp8"), ("GptOssForCausalLM", "mxfp4")}
+# Keys of config.json that imports dropped, by model type, with the values at which that changed nothing.
+_DROPPED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "llama": {"attention_bias": (False, None), "mlp_bias": (False, None)},
+    "qwen2": {"use_sliding_window": (False, None)},
+    "qwen3": {"attention_bias": (False, None), "use_sliding_window": (False, None)},
+    "qwen3_moe": {
+        "attention_bias": (False, None),
+        "decoder_sparse_step": (1, None),
+        "mlp_only_layers": ([], None),
+        "use_sliding_window": (False, None),
+    },
+}
+_CARRIED_ROPE = ("default", "linear", "llama3", "yarn", None)
 _SOURCE = re.compile(r"^\s+hf_model_id: ['\"]?([^'\"\n]+)['\"]?$", re.MULTILINE)
 
 
@@ -41,6 +54,12 @@ def _doubts(payload: Path) -> Iterator[str]:
         architectures = config.get("architectures")
         if not isinstance(architectures, list) or not any((str(each), method) in _RIGHT for each in architectures):
             yield f"the source is quantized ({method})"
+    for key, plain in _DROPPED.get(str(config.get("model_type")), {}).items():
+        if config.get(key) not in plain:
+            yield f"config.json has {key} {json.dumps(config[key])[:100]}, which earlier imports dropped"
+    for rope in (config.get("rope_parameters"), config.get("rope_scaling")):
+        if isinstance(rope, dict) and (kind := rope.get("rope_type") or rope.get("type")) not in _CARRIED_ROPE:
+            yield f"config.json scales RoPE by {json.dumps(kind)[:100]}, which earlier imports dropped"
     if config.get("tie_word_embeddings") is True and source and _has_head(source):
         yield f"the source has tied embeddings and a {_HEAD!r} of its own"
 

@@ -17,6 +17,18 @@ SOURCES = {
     "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "the source is quantized (gptq)"),
     "DeepSeek": ({"architectures": ["DeepseekV3ForCausalLM"], "quantization_config": {"quant_method": "fp8"}}, ""),
     "tied": ({"tie_word_embeddings": True}, "the source has tied embeddings and a 'lm_head.weight' of its own"),
+    "dense layers": (
+        {"model_type": "qwen3_moe", "mlp_only_layers": [0], "decoder_sparse_step": 1},
+        "config.json has mlp_only_layers [0], which earlier imports dropped",
+    ),
+    "windows": (
+        {"model_type": "qwen2", "use_sliding_window": True, "rope_scaling": None},
+        "config.json has use_sliding_window true, which earlier imports dropped",
+    ),
+    "RoPE": (
+        {"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        'config.json scales RoPE by "dynamic", which earlier imports dropped',
+    ),
     "nonsense": ({"architectures": {}, "quantization_config": {"quant_method": []}}, "the source is quantized ([])"),
 }
 
