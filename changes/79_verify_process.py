@@ -20,5 +20,5 @@ and answers with their difference.
     unchanged=["Every other process."],
     tested=["Figures of equal and other logits; processes that are killed."],
     tests={"tests/unit/bridge/test_verify_process.py": "verify/"},
-    stands_on=["verify-twin", "doubts"],
+    stands_on=["verify-twin", "doubts", "command-import"],
 )

@@ -12,6 +12,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from megatron.bridge.cli.deferred import lean_imports
+
 
 def compare(task: str, request: dict[str, Any]) -> dict[str, Any]:
     """Compare transformers' logits with those of one of Megatron Core's models.
@@ -137,18 +139,27 @@ def figures(found: Any, exact: Any, tokens: Any) -> dict[str, float]:
     return {name: value.item() for name, value in values.items()}
 
 
-def main() -> None:
-    """Import what is needed, then wait for the request."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what packages print must not stand beside the answer
-    task = sys.argv[1]
+def prepare(task: str) -> None:
+    """Import what a task needs, and nothing that only trainings use. The request may still be in the making."""
     if task == "megatron-lm":
         from megatron.bridge.verify import without_cuda
 
         without_cuda.leave_out_optional_packages()
-    if task == "twin":
-        import transformers  # noqa: F401
+    with lean_imports():
+        from transformers import AutoModelForCausalLM  # noqa: F401
 
+        if task == "megatron-lm":
+            from megatron.training import arguments, checkpointing  # noqa: F401
+        else:
+            from megatron.bridge import AutoBridge  # noqa: F401
+
+
+def main() -> None:
+    """Answer one request."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what packages print must not stand beside the answer
+    task = sys.argv[1]
+    prepare(task)
     request = json.load(sys.stdin)
     json.dump(make_and_import_twin(request) if task == "twin" else compare(task, request), answers)
     answers.close()
