@@ -23,10 +23,8 @@ from megatron.bridge.release_checkpoint.payload import Payload, examine_payload
 logger = logging.getLogger(__name__)
 
 # The simplest first: several families are the same model where one has no more than the other.
-FAMILIES = (
-    *("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "NemotronForCausalLM"),
-    *("Qwen3MoeForCausalLM", "Glm4MoeForCausalLM", "DeepseekV3ForCausalLM"),
-)
+DENSE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "NemotronForCausalLM")
+SPARSE = ("Qwen3MoeForCausalLM", "Glm4MoeForCausalLM", "DeepseekV3ForCausalLM")
 _NEEDED = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "normalization", "layernorm_epsilon"),
     *("activation", "add_bias_linear", "add_qkv_bias", "qk_layernorm", "rope", "tied"),
@@ -46,15 +44,15 @@ def config_of_args(megatron_path: str | os.PathLike) -> transformers.PretrainedC
         megatron_path: Checkpoint root or payload folder, a local path.
 
     Raises:
-        ValueError: The checkpoint has no args, they don't say enough, or no family of `FAMILIES` has such a model.
+        ValueError: The checkpoint has no args, they don't say enough, or none of `DENSE` and `SPARSE` is such a model.
     """
     payload = examine_payload(Path(resolve_checkpoint(megatron_path)))
     remedy = "pass the Hugging Face model that was trained with --hf-model"
     said = facts(payload.args) if payload.args is not None else {}
     if missing := [name for name in _NEEDED if said.get(name) is None]:
         raise ValueError(f"the args of {payload.path} don't say {', '.join(missing[:3])}: {remedy}")
-    refused = []
-    for architecture in FAMILIES:
+    refused, families = [], SPARSE if said.get("num_experts") else DENSE
+    for architecture in families:
         try:
             config = _config_of(architecture, payload, payload.args)
         except ValueError as error:
@@ -67,7 +65,7 @@ def config_of_args(megatron_path: str | os.PathLike) -> transformers.PretrainedC
                 architecture,
             )
             return config
-    raise ValueError(f"no family of {', '.join(FAMILIES)} is the model of {payload.path} ({refused[0]}): {remedy}")
+    raise ValueError(f"no family of {', '.join(families)} is the model of {payload.path} ({refused[0]}): {remedy}")
 
 
 def _config_of(architecture: str, payload: Payload, args: Namespace) -> transformers.PretrainedConfig:
@@ -83,10 +81,14 @@ def _config_of(architecture: str, payload: Payload, args: Namespace) -> transfor
         "num_key_value_heads": args.num_attention_heads,
         "max_position_embeddings": getattr(args, "max_position_embeddings", None) or args.seq_length,
     }
-    if not getattr(args, "multi_latent_attention", False):
-        values["head_dim"] = getattr(args, "kv_channels", None) or args.hidden_size // args.num_attention_heads
     known = kind().to_dict()
-    config = kind(**{key: value for key, value in values.items() if key in known}, architectures=[architecture])
+    values = {key: value for key, value in values.items() if key in known}
+    usual = args.hidden_size // args.num_attention_heads
+    size = getattr(args, "kv_channels", None) or usual
+    # Models read it, though not every config has a default of it.
+    if not getattr(args, "multi_latent_attention", False) and ("head_dim" in known or size != usual):
+        values["head_dim"] = size
+    config = kind(**values, architectures=[architecture])
     bridge = AutoBridge.from_hf_config(config)
     with trained_config.as_trained(bridge, payload.path):
         return copy.deepcopy(bridge.hf_pretrained)

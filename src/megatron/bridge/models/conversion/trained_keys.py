@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which keys of config.json say a fact of Megatron-LM's args, and how a config is given another value."""
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassFieldValidationError
-
-
-logger = logging.getLogger(__name__)
 
 # The first key that a config has is written. `trained_config.py` checks that its model then has the value.
 _KEYS = {
@@ -65,11 +60,9 @@ def write(config: Any, name: str, trained: dict[str, Any]) -> None:
         config.norm_topk_prob = not value
     else:
         key = next((key for key in _KEYS.get(name, ()) if hasattr(config, key)), None)
-        if key is not None:
-            try:
-                setattr(config, key, value)
-            except StrictDataclassFieldValidationError as error:  # no experts, where a family has them
-                logger.debug("%s can't be %r: %s", key, value, error)
+        # No family with experts has a model without.
+        if key is not None and (name, value) != ("num_experts", None):
+            setattr(config, key, value)
         if key in ("qk_nope_head_dim", "qk_rope_head_dim") and hasattr(config, "qk_head_dim"):
             config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
             config.head_dim = config.qk_rope_head_dim
