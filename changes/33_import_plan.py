@@ -14,7 +14,11 @@ piecewise tensor. The model's own `sharded_state_dict()` then says which bytes
 of the Hugging Face checkpoint make which tensor of the Megatron checkpoint.
 """,
     why="An import can be planned without reading a weight.",
-    modules=["models/conversion/streaming/model.py", "models/conversion/streaming/plan.py"],
+    modules=[
+        "models/conversion/streaming/model.py",
+        "models/conversion/streaming/plan.py",
+        "release_checkpoint/target.py",
+    ],
     problem=(
         "An import decides layout, keys and chunks from a model in memory. They follow from names and shapes. "
         "This change makes the model on the meta device and lets its parameters say where their values come from."

@@ -23,5 +23,5 @@ into files as its source is, or by their size, as `save_pretrained` does.
     changes=["Nothing yet: `streaming-export` uses it."],
     tested=["Every byte is that of safetensors' own file, for tensors of any dtype and shape, and several threads."],
     tests={"tests/unit/bridge/test_safetensors_files.py": "models/"},
-    stands_on=["streaming-executor", "hf-files"],
+    stands_on=["streaming-executor", "hf-files", "import-plan"],
 )

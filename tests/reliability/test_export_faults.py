@@ -130,7 +130,8 @@ def on_small_disk(folder: Path, over: bool, free_kib: int) -> str:  # noqa: F811
 
 @pytest.mark.parametrize("free_kib", [0, 8, 64])
 def test_an_export_onto_a_full_disk(tmp_path, over, free_kib, record_property):  # noqa: F811
-    assert "No space left on device" in in_fork(partial(on_small_disk, tmp_path / "disk", over, free_kib))
+    said = in_fork(partial(on_small_disk, tmp_path / "disk", over, free_kib))
+    assert "No space left on device" in said or "GB left, expected" in said
     record_property("count of exports onto a full disk", 1)
 
 

@@ -161,7 +161,8 @@ def on_small_disk(models: Path, folder: Path, over: bool, free_kib: int, road: s
 @pytest.mark.parametrize("free_kib", [0, 64, 500])
 def test_a_full_disk(models, tmp_path, over, free_kib, road, record_property):
     said = in_fork(partial(on_small_disk, models, tmp_path / "disk", over, free_kib, road))
-    assert "No space left on device" in said or "could not be written" in said
+    # The disk is looked at before weights are written. What stands beside them takes room, too.
+    assert any(each in said for each in ("No space left on device", "could not be written", "GB left, expected"))
     record_property("count of imports onto a full disk", 1)
 
 

@@ -3,6 +3,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,6 +35,13 @@ def source(tmp_path):
     index = {"metadata": {"total_size": 1, "by": "me"}, "weight_map": FILES}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match="GB left, expected at least"):
+        save_files(TENSORS, FILES, tmp_path / "full")
+    assert not (tmp_path / "full").exists()
 
 
 def test_bytes_are_those_of_safetensors(tmp_path, monkeypatch):

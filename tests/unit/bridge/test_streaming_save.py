@@ -3,10 +3,13 @@
 
 import io
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import save_hf_model
 
+from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.streaming import dcp
 from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
 from megatron.bridge.training import checkpointing
@@ -32,3 +35,11 @@ def records(file):
 def test_other_saves_do_not_depend_on_this_one():
     """It imports private names of torch and Megatron Core, which may be gone in the next release."""
     assert not {id(dcp), id(dcp.StreamingSaveStrategy)} & {id(value) for value in vars(checkpointing).values()}
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(tmp_path, monkeypatch):
+    source = save_hf_model(tmp_path / "hf")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match="GB left, expected at least"):
+        AutoBridge.import_ckpt(source, tmp_path / "out")
+    assert not (tmp_path / "out/release").exists()

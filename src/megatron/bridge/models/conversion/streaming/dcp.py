@@ -30,6 +30,7 @@ from megatron.bridge.models.conversion.hf_checkpoint import is_finite, warn_of_n
 from megatron.bridge.models.conversion.streaming import execute
 from megatron.bridge.models.conversion.streaming.archive import Archive
 from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
+from megatron.bridge.release_checkpoint.target import check_space
 
 
 class StreamingSaveStrategy(InProcessSaveStrategy):
@@ -65,6 +66,7 @@ class StreamingWriter(dcp.FileSystemWriter):
         """Write the items of a plan, in one file a thread, and return a future that is done."""
         sizes = [_size(item) for item in plan.items]
         total = sum(sizes)
+        check_space(Path(self.path), total)
         files = execute.shares(sizes, min(self.thread_count, 1 + total // execute.BYTES_PER_THREAD))
         jobs = [
             partial(

@@ -17,6 +17,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from megatron.bridge.models.conversion.hf_files import INDEX, some
 from megatron.bridge.models.conversion.streaming import execute
 from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
+from megatron.bridge.release_checkpoint.target import check_space
 from megatron.bridge.utils.common_utils import get_rank_safe, get_world_size_safe
 
 
@@ -84,6 +85,7 @@ def save_split(tensors: Mapping[str, torch.Tensor], folder: str | Path, max_shar
 
 def save_files(tensors: Mapping[str, torch.Tensor], files: Mapping[str, str], folder: str | Path) -> None:
     """Write tensors, each into the file that `files` names. Collective: ranks divide the files."""
+    check_space(Path(folder), sum(tensors[name].nbytes for name in files))
     contents: dict[str, dict[str, PiecewiseTensor]] = defaultdict(dict)
     for name, file in files.items():
         if Path(file).is_absolute() or ".." in Path(file).parts:
