@@ -139,8 +139,6 @@ Write `release/` with the tracker `release` and complete args by default.
     ],
     modules=["release_checkpoint/args.py", "training/release_state.py"],
     issues=[3295, 1514, 1467, 698],
-    limit=420,
-    limit_reason="The table of args is one file of data.",
     stands_on=["release-writer"],
     problem=(
         "Megatron-LM can't start fine-tuning from what `AutoBridge.import_ckpt(hf_model, out)` writes. With `--load out` it "

@@ -131,9 +131,7 @@ READ = (
 NEVER_READ = (
     Arg("layernorm_epsilon", flag="--norm-epsilon"),
     _true("layernorm_zero_centered_gamma", flag="--apply-layernorm-1p"),
-    _true("qk_layernorm"),
-    _true("qk_l2_norm"),
-    _true("attention_softmax_in_fp32"),
+    *map(_true, ("qk_layernorm", "qk_l2_norm", "attention_softmax_in_fp32")),
     *_all("window_size", "window_attn_skip_freq", "no_rope_freq", "activation_func_clamp_value"),
     Arg("softmax_type", default="vanilla"),
     _true("quick_geglu", _gated("quick_gelu")),
