@@ -166,7 +166,7 @@ def leave_holes() -> None:
 def without_values(arguments: list[str]) -> None:
     """Run a subcommand of `megatron-bridge` in this process. It finds room on the disk in any case."""
     from megatron.bridge.cli import export, import_, main
-    from megatron.bridge.cli.deferred import lean_imports
+    from megatron.bridge.utils.deferred import lean_imports
 
     import_.check_space = export.check_space = lambda path, needed: None
     with lean_imports():

@@ -29,7 +29,9 @@ the checkpoint, or one of the few values that a module makes.
     problem="A buffer that a model saves and no mapping knows is written as it was allocated.",
     changes=["`import_ckpt` refuses a tensor of the model's state dict that has no source."],
     unchanged=["Every other save."],
-    tested=["Imports on the CPU, in memory and streaming, of models with such a buffer, and of every tiny family."],
+    tested=[
+        "Imports on the CPU, in memory and streaming, of models with such a buffer, and of the families that stream."
+    ],
     tests={"tests/unit/bridge/test_written.py": "models/test_written.py"},
     stands_on=["streaming-import", "transformer-engine-keys"],
 )

@@ -50,5 +50,5 @@ conversion left it at its initial value, and trained another model.
         "Logits of a tiny DeepSeek-V2-Lite beside those of transformers, on the CPU; import and export bit for bit."
     ],
     tests={"tests/unit/bridge/test_plain_query.py": "models/"},
-    stands_on=["local-layers"],
+    stands_on=["local-layers", "launch-flags"],
 )

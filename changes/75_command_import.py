@@ -14,7 +14,7 @@ starts from the checkpoint. What Megatron Core and transformers import and a
 conversion never uses is deferred in its process.
 """,
     why="The command megatron-bridge imports Hugging Face models.",
-    modules=["cli/deferred.py", "cli/deferred_package.py", "cli/import_.py", "cli/preloaded.py", "cli/ranks.py"],
+    modules=["utils/deferred.py", "utils/deferred_package.py", "cli/import_.py", "cli/preloaded.py", "cli/ranks.py"],
     problem="""\
 An import takes a script around `AutoBridge.import_ckpt`, and `from megatron.bridge import AutoBridge` alone takes ten
 seconds and more, most of it for what Megatron Core and transformers import for training.

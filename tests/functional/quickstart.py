@@ -145,7 +145,7 @@ def prepare(out: Path) -> None:
 
 def import_bridge(out: Path) -> type:
     """Load Bridge as `megatron-bridge import` does, and write what packages log meanwhile to a file."""
-    from megatron.bridge.cli.deferred import lean_imports
+    from megatron.bridge.utils.deferred import lean_imports
 
     with quietly(out), lean_imports():
         from megatron.bridge import AutoBridge

@@ -19,7 +19,7 @@ def main() -> None:
     import platforms
     import torch
 
-    from megatron.bridge.cli.deferred import lean_imports
+    from megatron.bridge.utils.deferred import lean_imports
 
     if torch.version.hip:
         platforms.save_from_pageable_memory()

@@ -146,7 +146,7 @@ def test_threads_write_the_same_in_files_of_their_own(
 
 IMPORT = """
 import sys
-from megatron.bridge.cli.deferred import lean_imports
+from megatron.bridge.utils.deferred import lean_imports
 
 with lean_imports():
     from megatron.bridge import AutoBridge
@@ -215,7 +215,7 @@ PEAK = """
 import re, sys
 from pathlib import Path
 import torch
-from megatron.bridge.cli.deferred import lean_imports
+from megatron.bridge.utils.deferred import lean_imports
 
 with lean_imports():
     from megatron.bridge import AutoBridge
@@ -290,7 +290,7 @@ def test_a_shard_that_is_cut_off_after_the_first_look_leaves_nothing(
 
 KILLED = """
 import os, signal, sys
-from megatron.bridge.cli.deferred import lean_imports
+from megatron.bridge.utils.deferred import lean_imports
 
 with lean_imports():
     from megatron.bridge import AutoBridge

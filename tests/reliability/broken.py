@@ -177,7 +177,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "the embedding is missing": (drop(EMBEDDING), f"lacks '{EMBEDDING}'"),
     "the output layer is missing": (drop("lm_head.weight"), "lacks 'lm_head.weight'"),
     "a tensor by another name": (
-        tensors(lambda content: content.update({"norm.weight": content.pop(NORM)})),
+        tensors(lambda content: content.update({"model.final_norm.weight": content.pop(NORM)})),
         f"has no source for 1 parameters of the Megatron model, 'decoder.final_layernorm.weight' (expected '{NORM}'",
     ),
     "a tensor in the wrong shard": (

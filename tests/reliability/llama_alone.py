@@ -10,7 +10,7 @@ import os
 # Before torch is imported: pools of threads don't survive a fork.
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
-from megatron.bridge.cli.deferred import lean_imports
+from megatron.bridge.utils.deferred import lean_imports
 
 
 with lean_imports():

@@ -18,7 +18,7 @@ HEAVY = [
 # A stand-in has no file.
 LEAN = """
 import json, sys
-from megatron.bridge.cli.deferred import lean_imports
+from megatron.bridge.utils.deferred import lean_imports
 with lean_imports():
     from megatron.bridge import AutoBridge
 bridge = AutoBridge.from_hf_config(__import__("transformers").AutoConfig.from_pretrained(sys.argv[1]))

@@ -28,6 +28,7 @@ def hub(tmp_path):
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_TOKEN": "secret",
+            "HF_HUB_OFFLINE": "0",
         }
         yield hub
 

@@ -87,7 +87,7 @@ def test_wanted_proof_is_of_the_staged_payload(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(at_import, "examine_payload", lambda path: staged)
     monkeypatch.setattr(at_import, "is_quantized", lambda source: False)
     monkeypatch.setattr(at_import, "fits", lambda parameters: fits)
-    monkeypatch.setattr(at_import, "prove", lambda payload, source, trust: Verdict(SAME))
+    monkeypatch.setattr(at_import, "prove", lambda payload, source, trust, adapter: Verdict(SAME))
     monkeypatch.setattr(at_import, "prove_twin", lambda source, trust, args: Verdict(SAME, "twin"))
     assert run(monkeypatch, LLAMA, True, {})[0]["of"] == of
 

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from megatron.bridge.cli.command import CHECKPOINT, JSON, TOKEN, TRUST, Command, module, set_hub
-from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.ranks import PROCESSES, in_processes
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, printable
@@ -19,6 +18,7 @@ from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import HF_FILES, RELEASE, RUN_CONFIG
 from megatron.bridge.release_checkpoint.target import check_export_target, check_space
 from megatron.bridge.repair.problems import problems
+from megatron.bridge.utils.deferred import lean_imports
 
 
 @click.command("export", cls=Command)

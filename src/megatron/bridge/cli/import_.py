@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from megatron.bridge.cli.command import CACHE_DIR, JSON, OUT, TOKEN, TRUST, Command, module, set_hub
-from megatron.bridge.cli.deferred import lean_imports
 from megatron.bridge.cli.ranks import PROCESSES, in_processes
 from megatron.bridge.cli.show import describe, show_flags
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
@@ -16,6 +15,7 @@ from megatron.bridge.host import processes as ranks
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import ITERATION_0, LAYOUT_VARIABLE, RELEASE
 from megatron.bridge.release_checkpoint.target import check_space
+from megatron.bridge.utils.deferred import lean_imports
 
 
 @click.command("import", cls=Command)

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from megatron.bridge.cli.deferred import lean_imports
+from megatron.bridge.utils.deferred import lean_imports
 
 
 def compare(task: str, request: dict[str, Any]) -> dict[str, Any]:

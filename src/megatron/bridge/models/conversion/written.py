@@ -34,7 +34,8 @@ def check_written(state_dict: Mapping[str, Any]) -> None:
             data = getattr(entry, "data", entry)
             if not isinstance(data, torch.Tensor) or isinstance(data, PiecewiseTensor) or CONSTRUCTED.search(name):
                 continue
-            if name not in names and data.untyped_storage().data_ptr() not in filled:
+            # `with_transformer_engine_keys` stores some a second time, as "name@key".
+            if name.partition("@")[0] not in names and data.untyped_storage().data_ptr() not in filled:
                 raise ValueError(
                     f"{account.name} has no source for {name!r}, which the Megatron model saves beside its "
                     "parameters: its bridge doesn't know this variant"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defers what Megatron Core and transformers import and a conversion never uses, in the process of a subcommand.
+"""Defers what Megatron Core and transformers import and a conversion never uses, in a process of our own.
 
 Nothing is missing: a package is imported as usual when one of its names is used.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from megatron.bridge.cli.deferred_package import DeferredPackage
+from megatron.bridge.utils.deferred_package import DeferredPackage
 from megatron.bridge.utils.lazy_imports import lazy_imports
 
 
