@@ -178,7 +178,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "the output layer is missing": (drop("lm_head.weight"), "lacks 'lm_head.weight'"),
     "a tensor by another name": (
         tensors(lambda content: content.update({"model.final_norm.weight": content.pop(NORM)})),
-        f"has no source for 1 parameters of the Megatron model, 'decoder.final_layernorm.weight' (expected '{NORM}'",
+        f"lacks '{NORM}'",
     ),
     "a tensor in the wrong shard": (
         edit(INDEX, lambda content: content["weight_map"].update({EMBEDDING: SHARD})),
