@@ -192,9 +192,10 @@ def functional(session: nox.Session, *options: str) -> None:
 
 @nox.session(python=PYTHON, requires=["build"])
 def variants(session: nox.Session) -> None:
-    """Import every variant of a config, and compare Megatron-LM's logits with transformers': `-- -k yarn`."""
+    """Import every variant of a config, compare Megatron-LM's logits with transformers', and verify: `-- -k yarn`."""
     _install_patched(session)
-    _pytest(session, ["tests/functional/test_variants.py"], "--platform=cpu", "--variants")
+    tests = ["tests/functional/test_variants.py", "tests/functional/test_verify.py"]
+    _pytest(session, tests, "--platform=cpu", "--variants")
 
 
 @nox.session(python=PYTHON, requires=["build"])

@@ -32,7 +32,10 @@ def check_written(state_dict: Mapping[str, Any]) -> None:
     for section, entries in state_dict.items():
         for name, entry in entries.items() if section.startswith("model") and isinstance(entries, dict) else ():
             data = getattr(entry, "data", entry)
-            if not isinstance(data, torch.Tensor) or isinstance(data, PiecewiseTensor) or CONSTRUCTED.search(name):
+            if not isinstance(data, torch.Tensor) or isinstance(data, PiecewiseTensor):
+                continue
+            # Modules make these (`get_extra_state`).
+            if "._extra_state" in name or CONSTRUCTED.search(name):
                 continue
             # `with_transformer_engine_keys` stores some a second time, as "name@key".
             if name.partition("@")[0] not in names and data.untyped_storage().data_ptr() not in filled:
