@@ -372,7 +372,9 @@ def make_model(folder: Path, architecture: str) -> Path:
         tensors = _made(folder, row, row.model or architecture.partition(" ")[0])
     for name, tensor in tensors.items():
         values = torch.randn(tensor.shape) * 0.1 + (tensor.dim() == 1)
-        tensors[name] = values.to(torch.float32 if name.endswith(_IN_FLOAT32) else torch.bfloat16)
+        tensors[name] = values.to(
+            torch.float32 if name.endswith(_IN_FLOAT32) else torch.bfloat16 if row.written else tensor.dtype
+        )
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     train_tokenizer(folder, _TEXT["vocab_size"])
     if row.published:
