@@ -30,7 +30,10 @@ def check_written(state_dict: Mapping[str, Any]) -> None:
     weights = (task.param_weight for task in account.tasks)
     filled = {each.untyped_storage().data_ptr() for each in weights if each is not None and not each.is_meta}
     for section, entries in state_dict.items():
-        for name, entry in entries.items() if section.startswith("model") and isinstance(entries, dict) else ():
+        if not section.startswith("model") or not isinstance(entries, dict):
+            continue
+        absent = [name.split(".") for name in names - entries.keys()]
+        for name, entry in entries.items():
             data = getattr(entry, "data", entry)
             if not isinstance(data, torch.Tensor) or isinstance(data, PiecewiseTensor):
                 continue
@@ -38,8 +41,16 @@ def check_written(state_dict: Mapping[str, Any]) -> None:
             if "._extra_state" in name or CONSTRUCTED.search(name):
                 continue
             # `with_transformer_engine_keys` stores some a second time, as "name@key".
-            if name.partition("@")[0] not in names and data.untyped_storage().data_ptr() not in filled:
+            own = name.partition("@")[0]
+            if own in names or data.untyped_storage().data_ptr() in filled:
+                continue
+            if not any(_differ_in_one_part(own.split("."), each) for each in absent):
                 raise ValueError(
                     f"{account.name} has no source for {name!r}, which the Megatron model saves beside its "
                     "parameters: its bridge doesn't know this variant"
                 )
+
+
+def _differ_in_one_part(first: list[str], second: list[str]) -> bool:
+    """Tell a parameter by another name: Gemma 4 saves `self_attention` as `self_attention_sliding` or `_global`."""
+    return len(first) == len(second) and sum(one != other for one, other in zip(first, second, strict=True)) == 1
