@@ -155,7 +155,10 @@ def _args_of(payload: Payload) -> Namespace | None:
 
 def _facts_of(provider: Any, trained: dict[str, Any]) -> dict[str, Any]:
     said = {name: getattr(provider, name, default) for name, default in UNSAID.items() if name in trained}
-    return facts(Namespace(**vars(megatron_lm_args(provider)) | said))
+    found = facts(Namespace(**vars(megatron_lm_args(provider)) | said))
+    if found.get("ffn_hidden_size", 0) is None:  # TransformerConfig.__post_init__ of Megatron Core sets it then
+        found["ffn_hidden_size"] = 4 * provider.hidden_size
+    return found
 
 
 def _apart(trained: dict[str, Any], expected: dict[str, Any]) -> list[str]:
