@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import re
 from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,12 @@ from urllib.parse import unquote, urlsplit
 class SmallHub:
     """One repository of models by name, each with its files by revision.
 
+    Args:
+        home: Where a process that asks keeps its files.
+        variables: More of its environment variables.
+
     Attributes:
+        environment: The environment variables of a process that asks.
         repositories: Files by repository and revision.
         token: Who asks has to give this token. None: everybody may ask.
         cut: How many bytes of a large file a download gets before the hub falls silent, once. None for all.
@@ -25,7 +31,7 @@ class SmallHub:
         stop_after: After how many large files an upload meets silence, None for never.
     """
 
-    def __init__(self):
+    def __init__(self, home, **variables):
         self.repositories, self.token, self.cut = {}, None, None
         self.asked, self.stored, self.private = [], {}, set()
         self.silent, self.go_on = Event(), Event()
@@ -37,6 +43,9 @@ class SmallHub:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        theirs = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+        switches = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        self.environment = theirs | switches | {"HF_ENDPOINT": self.url, "HF_HOME": str(home)} | variables
 
     def __enter__(self):
         Thread(target=self.server.serve_forever, daemon=True).start()

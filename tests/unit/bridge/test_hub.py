@@ -13,15 +13,7 @@ from small_hub import SmallHub, commit_of
 
 @pytest.fixture
 def hub(tmp_path):
-    with SmallHub() as hub:
-        hub.environment = os.environ | {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
-        hub.environment.pop("HF_TOKEN", None)
-        hub.environment.pop("HF_HUB_OFFLINE", None)
+    with SmallHub(tmp_path / "home") as hub:
         yield hub
 
 

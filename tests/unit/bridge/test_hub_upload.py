@@ -21,15 +21,7 @@ print(upload(Path(sys.argv[1]), sys.argv[2], True, model_card("some/base", "/che
 
 @pytest.fixture
 def hub(tmp_path):
-    with SmallHub() as hub:
-        hub.environment = os.environ | {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_TOKEN": "secret",
-            "HF_HUB_OFFLINE": "0",
-        }
+    with SmallHub(tmp_path / "home", HF_TOKEN="secret") as hub:
         yield hub
 
 
