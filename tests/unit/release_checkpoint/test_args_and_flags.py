@@ -123,8 +123,8 @@ def test_args_are_of_plain_types(provider):
     buffer = io.BytesIO()
     torch.save(megatron_lm_args(provider), buffer)
     buffer.seek(0)
-    with torch.serialization.safe_globals([Namespace]):
-        assert torch.load(buffer, weights_only=True) == megatron_lm_args(provider)
+    # megatron.core allows Namespace; with safe_globals, the tests after this one would find it taken back
+    assert torch.load(buffer, weights_only=True) == megatron_lm_args(provider)
 
 
 def test_args_leave_the_choices_of_the_training_run_open(provider):
