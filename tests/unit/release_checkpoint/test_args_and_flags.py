@@ -5,7 +5,6 @@ import dataclasses
 import io
 import logging
 import shlex
-from argparse import Namespace
 
 import pytest
 import torch
