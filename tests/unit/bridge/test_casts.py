@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Casts of an import: those that nobody asked for are told, those that overflow are refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_quantized import rewrite
 from tiny_models import save_hf_model
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.models.conversion import casts
 
 
 NORM, WEIGHT = "model.norm.weight", "model.layers.1.mlp.down_proj.weight"
@@ -58,3 +61,12 @@ def test_infinity_in_the_source_stays(hf, tmp_path, caplog, streaming):
     rewrite(hf, lambda tensors: fill(tensors, torch.inf), dtype="float16")
     AutoBridge.import_ckpt(hf, tmp_path / "out", streaming=streaming)
     assert "holds NaN or infinite weights" in caplog.text
+
+
+@pytest.mark.parametrize("kept, cast", [((), ["name"]), (("weight",), [])])
+def test_a_parameter_that_its_module_keeps_in_float32_is_not_cast(kept, cast):
+    module = torch.nn.Linear(1, 1)
+    module.config, module._keep_in_float32_parameter_names = SimpleNamespace(params_dtype=torch.bfloat16), kept
+    task = SimpleNamespace(param_weight=module.weight, megatron_module=module, global_param_name="router.weight")
+    account = SimpleNamespace(tasks=[task], reads=lambda task: ["name"], stored={"name": torch.empty(1)})
+    assert [name for *_, names in casts._casts(account) for name in names] == cast

@@ -168,3 +168,22 @@ def test_a_tokenizer_in_the_cache_of_the_hub_is_found(tmp_path: Path, monkeypatc
 def test_a_null_tokenizer_adds_a_token() -> None:
     assert true_vocabulary(Namespace(vocab_size=383, tokenizer_type="NullTokenizer")) == 384
     assert true_vocabulary(Namespace(tokenizer_model="org/model")) is None
+
+
+@pytest.mark.parametrize(
+    "saved, expected", [("model: {bf16: true}", "bf16"), ("model: {bf16: false}", None), ("{}", None), (None, None)]
+)
+def test_weights_that_bridge_keeps_in_float32_do_not_decide_the_precision(
+    tmp_path: Path, saved: str | None, expected: str | None
+) -> None:
+    """Otherwise one weight in float32 makes the export float32, which keeps every weight."""
+    if saved:
+        (tmp_path / "run_config.yaml").write_text(saved)
+    tensors = {
+        "embedding.weight": ((384, 64), "bfloat16"),
+        "decoder.layers.mlp.router.weight": ((2, 4, 64), "float32"),
+    }
+    payload, config = SimpleNamespace(path=tmp_path, metadata=SimpleNamespace(tensors=tensors)), SimpleNamespace()
+    found = trained_weights.follow_precision(payload, config)
+    assert found == {"bf16": expected == "bf16", "fp16": False}
+    assert config.dtype == (torch.bfloat16 if expected else torch.float32)

@@ -109,10 +109,16 @@ def _casts(account: Account) -> Iterator[tuple[torch.Tensor, torch.dtype, list[s
             continue
         # Norms are cast to the dtype of the model after they are loaded.
         dtype = task.param_weight.dtype
-        if isinstance(task.param_weight, torch.nn.Parameter) and task.megatron_module is not None:
+        if isinstance(task.param_weight, torch.nn.Parameter) and not _is_kept(task):
             dtype = getattr(task.megatron_module.config, "params_dtype", dtype)
         if cast := [name for name in names if account.stored[name].dtype != dtype]:
             yield task.param_weight, dtype, cast
+
+
+def _is_kept(task: Any) -> bool:
+    """Return whether nothing casts a parameter: it has no module, or this one keeps it in float32."""
+    kept = getattr(task.megatron_module, "_keep_in_float32_parameter_names", ())
+    return task.megatron_module is None or task.global_param_name.rpartition(".")[2] in kept
 
 
 def _largest(dtype: torch.dtype) -> float:

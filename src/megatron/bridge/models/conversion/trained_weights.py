@@ -74,7 +74,10 @@ def follow_precision(payload: Payload, config: Any) -> dict[str, bool]:
     stored = {dtype for dtype in stored if dtype in known}
     if not stored:
         return {}
-    dtype = stored.pop() if len(stored) == 1 else "torch.float32"
+    # Bridge keeps some weights in float32, as routers of ERNIE 4.5, in a model that it saves in another precision.
+    saved = _saved_model(payload.path) if len(stored) > 1 else {}
+    kept = (dtype for dtype in stored - {"torch.float32"} if saved.get(known[dtype]) is True)
+    dtype = stored.pop() if len(stored) == 1 else next(kept, "torch.float32")
     config.dtype = getattr(torch, dtype.removeprefix("torch."))
     return {name: known[dtype] == name for name in ("bf16", "fp16")}
 
@@ -115,13 +118,18 @@ def _tokenizer_folder(model: Any) -> Path | None:
 
 def _vocabulary_of_run_config(payload: Path) -> int | None:
     """Return the vocabulary that Bridge has padded, where it has saved a payload."""
+    size = _saved_model(payload).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _saved_model(payload: Path) -> dict[str, Any]:
+    """Return the config of the model that Bridge has saved in a payload."""
     if not (payload / RUN_CONFIG).is_file():
-        return None
+        return {}
     from megatron.bridge.training.utils.checkpoint_utils import read_run_config
 
     model = read_run_config(str(payload / RUN_CONFIG)).get("model")
-    size = model.get("vocab_size") if isinstance(model, dict) else None
-    return size if isinstance(size, int) else None
+    return model if isinstance(model, dict) else {}
 
 
 def _token_beyond(config: Any, rows: int) -> str | None:
