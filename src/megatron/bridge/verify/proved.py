@@ -138,7 +138,7 @@ PROVED: dict[str, dict[str, str]] = {
     "olmoe": {
         "attention_bias": "False",
         "clip_qkv": "None",
-        "groups": "all",
+        "groups": "all n",
         "head_dim": "usual",
         "hidden_act": "silu",
         "norm_topk_prob": "False",
