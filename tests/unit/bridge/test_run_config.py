@@ -4,6 +4,8 @@
 import functools
 import json
 import pydoc
+import sys
+import types
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import yaml
 from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.transformer.spec_utils import ModuleSpec
 from tiny_models import FAMILIES, hf_config
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.gpt_provider import GPTModelProvider
@@ -161,3 +163,24 @@ def test_the_shell_would_run(tmp_path):
 @pytest.mark.parametrize("run_config", [None, [], {}, {"model": None}, {"model": "text"}, {"tokenizer": SHELL}])
 def test_of_what_is_not_instantiated_nothing_is_asked(run_config):
     vet_run_config(run_config, "model", "run_config.yaml")
+
+
+HUB = "transformers_modules.tiny.0123abcd.configuration_tiny"
+
+
+@pytest.mark.parametrize(
+    "name, passes", [("Tiny.from_dict", True), ("Tiny.other", False), ("Tiny", False), ("Other.from_dict", False)]
+)
+def test_a_config_of_the_hub_passes_where_its_code_runs_already(monkeypatch, name, passes):
+    """The caller has passed trust_remote_code. Bridge names such a class for Nemotron-Labs-Diffusion."""
+    config = {"_target_": f"{HUB}.{name}", "_call_": True, "config_dict": {"hidden_size": 8}}
+    with pytest.raises(ValueError, match="could run code"):
+        vet_run_config({"model": config}, "model", "run_config.yaml")
+    other = type("Other", (), {"from_dict": classmethod(lambda cls, config_dict: pytest.fail("it was called"))})
+    code = types.SimpleNamespace(Tiny=type("Tiny", (PretrainedConfig,), {}), Other=other)
+    monkeypatch.setitem(sys.modules, HUB, code)
+    if passes:
+        vet_run_config({"model": config}, "model", "run_config.yaml")
+        return
+    with pytest.raises(ValueError, match="could run code"):
+        vet_run_config({"model": config}, "model", "run_config.yaml")

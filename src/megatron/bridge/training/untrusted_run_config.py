@@ -9,6 +9,7 @@ import enum
 import os
 import pydoc
 import re
+import sys
 import types
 from typing import Any
 
@@ -109,9 +110,29 @@ def _locate(target: Any) -> Any:
     if module == "torch":
         found = getattr(torch, name, None)
         return found if isinstance(found, torch.dtype) else None
+    if target.startswith("transformers_modules."):
+        return _hub_config(target)
     if module in _OF_TENSORS or target.startswith((*_DEFINED_IN, "torch.nn.modules.", "transformers.")):
         try:
             return pydoc.locate(target)
         except pydoc.ErrorDuringImport:
             return None
     return None
+
+
+def _hub_config(target: str) -> Any:
+    """Return `from_dict` of a config class of the hub that this process runs already, and let `instantiate` call it.
+
+    The caller has trusted this code to read the Hugging Face model. Nothing is imported here.
+    """
+    path, _, method = target.rpartition(".")
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    if method != "from_dict" or not _is_hf_config(found):
+        return None
+    try:
+        from megatron.bridge.utils.instantiate_utils import target_allowlist
+    except ImportError:  # before 0.6, nothing is refused there
+        return found.from_dict
+    target_allowlist.add_exact(target)
+    return found.from_dict
