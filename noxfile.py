@@ -281,7 +281,10 @@ def transformer_engine(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, requires=["build"])
 def families(session: nox.Session) -> None:
-    """Take a tiny model of each family out and back: `-- ARCHITECTURE …`; writes docs/compatibility.md."""
+    """Take a tiny model of each family out and back: `-- ARCHITECTURE …`; writes docs/compatibility.md.
+
+    A run that was stopped goes on, if the build is the same.
+    """
     _install_patched(session)
     _install_transformer_engine(session)
     _keep_bytecode(session)

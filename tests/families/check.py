@@ -1,149 +1,144 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take a tiny model of each architecture to Megatron and back, in a process with the stand-ins.
+"""Take a tiny model of each architecture to Megatron and back, several at a time, and write the table of the page.
 
-    python tests/families/check.py [ARCHITECTURE…] [--page docs/compatibility.md]
+    python tests/families/check.py [ARCHITECTURE…] [--rows dist/families.jsonl] [--page docs/compatibility.md]
 
 A line of JSON says of each architecture what of its tensors doesn't come back, or why it isn't converted. If
 `TRANSFORMER_ENGINE` names the folder with Transformer Engine's own Python code, it also says what is otherwise of the
-keys there, and of the tensors of an import in memory. `nox -s families` runs it for all of them, and writes the page.
+keys there, and of the tensors of an import and an export in memory.
+
+A run that was stopped goes on: --rows has the lines, and those of another build or of another tiny model don't count.
+The page is written when there is a line for every architecture. `nox -s families` sets everything up.
 """
 
 import argparse
-import contextlib
-import io
+import hashlib
+import importlib.metadata
+import itertools
 import json
-import logging
 import os
 import subprocess
 import sys
-import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 
 sys.path += [str(Path(__file__).parents[1] / each) for each in ("functional", "compatibility")]
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-from megatron.bridge.host import stand_ins
+import page
+import tiny
 
-
-stand_ins.install()  # before Megatron Core is imported
-
-import page  # noqa: E402
-import tiny  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed.checkpoint as dcp  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: E402
-
-from megatron.bridge import AutoBridge  # noqa: E402
-from megatron.bridge.models.conversion.family_results import RESULTS  # noqa: E402
+from megatron.bridge.models.conversion.family_results import RESULTS
+from megatron.bridge.models.conversion.layout_families import needs_layout
 
 
-TESTS = Path(__file__).parents[1]
 BLOCK = "families"
 ENGINE = "TRANSFORMER_ENGINE"
+# Architectures that one process takes one after the other. Its start takes as long as two of them.
+BATCH = 6
+WITH = " with "
 
 
-def there_and_back(folder: Path, architecture: str) -> list[str]:
-    """Import a tiny model, export it, and return a line for each tensor that differs from the model's."""
-    hf = tiny.make_model(folder / "hf", architecture)
-    options = {"trust_remote_code": True} if tiny.ROWS[architecture].written else {}
-    AutoBridge.import_ckpt(hf, folder / "megatron", **options)
-    AutoBridge.from_hf_pretrained(hf, **options).export_ckpt(folder / "megatron", folder / "back", show_progress=False)
-    lines = list(differences(tensors(hf), tensors(folder / "back")))
-    if ENGINE in os.environ:
-        AutoBridge.import_ckpt(hf, folder / "in-memory", streaming=False, **options)
-        streamed, in_memory = (stored(folder / each / "release") for each in ("megatron", "in-memory"))
-        lines += differences(in_memory, streamed, " (streamed)")
-    return lines
+def fingerprint(architecture: str) -> str:
+    """Return what a line of --rows must have to count: a hash of the installed package and of the tiny model."""
+    package = importlib.metadata.distribution("megatron-bridge").read_text("RECORD")
+    return hashlib.sha256(f"{package}{tiny.ROWS[architecture]}".encode()).hexdigest()
 
 
-def differences(source: dict, back: dict, where: str = "") -> Iterator[str]:
-    """Yield a line for each tensor that differs in values or dtype, or that only one side has."""
-    for name in sorted(source.keys() | back.keys()):
-        if name not in back:
-            yield f"{name} is missing{where}"
-        elif name not in source:
-            yield f"{name} is new{where}"
-        elif source[name].dtype != back[name].dtype:
-            yield f"{name} is {back[name].dtype}, was {source[name].dtype}{where}"
-        elif not source[name].equal(back[name]):
-            yield f"{name} has other values{where}"
+def known(path: Path) -> dict[str, dict]:
+    """Return the rows of this build that an earlier run wrote."""
+    lines = map(json.loads, path.read_text("utf-8").splitlines()) if path.is_file() else ()
+    rows = {row["architecture"]: row for row in lines if row["architecture"] in tiny.ROWS}
+    wanted = {"keys"} if ENGINE in os.environ else set()
+    return {name: row for name, row in rows.items() if row["of"] == fingerprint(name) and wanted <= row.keys()}
 
 
-def tensors(folder: Path) -> dict:
-    """Return the tensors of a Hugging Face checkpoint."""
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+def batches(architectures: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Yield what a process takes. One has the stand-ins or not, as on the host of a user."""
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for each in architectures:
+        kinds[needs_layout(tiny.config(each))].append(each)
+    for kind in kinds.values():
+        yield from itertools.batched(kind, BATCH)
 
 
-def stored(payload: Path) -> dict:
-    """Return the tensors of a release."""
-    entries = dcp.FileSystemReader(payload).read_metadata().state_dict_metadata
-    found = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    dcp.load(found, checkpoint_id=payload, no_dist=True)
+def run(architectures: tuple[str, ...]) -> list[dict]:
+    """Return the rows of some architectures, which a process of their own has tried."""
+    command = [sys.executable, str(Path(__file__).with_name("there_and_back.py")), *architectures]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"architecture"')]
+    died = {"converts": False, "lines": ["the process died"], "keys": "the process died", "as expected": False}
+    for name in {*architectures} - {row["architecture"] for row in found}:
+        found.append({"architecture": name} | died)
+    for row in found:
+        row["as expected"] &= agrees(row)
     return found
 
 
-def keys(folders: list[Path]) -> dict[str, str]:
-    """Return what is wrong with each release for a model of Transformer Engine's own Python code, "" if nothing is."""
-    if ENGINE not in os.environ or not folders:
-        return {}
-    script = TESTS / "with_transformer_engine" / "load_release.py"
-    path = os.pathsep.join(filter(None, (os.environ[ENGINE], os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, str(script), "--keys", *map(str, folders)]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
-    found = {}
-    for line in map(json.loads, filter(lambda line: line.startswith('{"folder"'), done.stdout.splitlines())):
-        wrong = [f"{len(line[kind])} {kind}, {line[kind][0]}" for kind in ("lacking", "besides") if line[kind]]
-        found[Path(line["folder"]).name] = line["error"] or "; ".join(wrong)
-    return {folder.name: found.get(folder.name, "the process died") for folder in folders}
+def agrees(row: dict) -> bool:
+    """Return whether `megatron-bridge families` says what a row says. It has no line for a variant."""
+    name = row["architecture"]
+    return WITH in name or RESULTS[name].startswith("bit for bit") == (not row["lines"])
+
+
+def words(row: dict | None) -> tuple[str, str]:
+    """Return what a row has in the table: whether the tensors come back, and the keys."""
+    if row is None:
+        return "untried", "untried"
+    back = "exact" if not row["lines"] else "otherwise" if row["converts"] else "refused"
+    if "keys" not in row:
+        return back, "untried" if row["converts"] else ""
+    return back, "otherwise" if row["keys"] else "more" if row["copies"] else "equal"
 
 
 def table(rows: dict[str, dict]) -> str:
     """Return the table of all architectures, a word each, with the reasons below it."""
-    lines = ["| architecture | comes back | keys of Transformer Engine |", "| --- | --- | --- |"]
-    for name in sorted(RESULTS):
-        row = rows.get(name)
-        back = "untried" if row is None else "exact" if not row["lines"] else "otherwise"
-        equal = {None: "untried", "": "equal"}.get(row and row.get("keys"), "otherwise")
-        lines.append(f"| {name} | {back} | {equal} |")
-    reasons = [f"- {name}: {RESULTS[name]}." for name in sorted(RESULTS) if rows.get(name, {"lines": 1})["lines"] != 0]
-    return "\n".join([*lines, "", *reasons])
+    variants = [name for name in rows if WITH in name]
+    lines = ["| architecture | comes back | keys |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {' | '.join(words(rows.get(name)))} |" for name in sorted(RESULTS)]
+    lines += [""]
+    for name in sorted([*RESULTS, *variants]):
+        back, keys = words(rows.get(name))
+        if name in variants:
+            lines.append(f"- {name}: {back}, keys {keys}.")
+        elif back != "exact":
+            lines.append(f"- {name}: {RESULTS[name]}.")
+    return "\n".join(lines)
+
+
+def about() -> str:
+    """Return a line with the date and the versions of the measurement."""
+    tried = {name: importlib.metadata.version(name).partition("+")[0] for name in ("megatron-bridge", "megatron-core")}
+    engine = next(Path(os.environ[ENGINE]).glob("transformer_engine-*.dist-info"))
+    tried["Transformer Engine"] = importlib.metadata.Distribution.at(engine).version
+    versions = ", ".join(f"{name} {version}" for name, version in tried.items())
+    return f"Measured on {datetime.now(UTC).date()} with one build: {versions}."
 
 
 def main() -> None:
     """Print a line of JSON for each architecture, and exit with 1 if one has another result than its row says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("architectures", nargs="*", help="default: all", metavar="ARCHITECTURE")
+    parser.add_argument("architectures", nargs="*", help="default: those without a line", metavar="ARCHITECTURE")
+    parser.add_argument("--rows", type=Path, default=Path("dist", "families.jsonl"), help="default: %(default)s")
     parser.add_argument("--page", type=Path, help="write the table to this Markdown file, if all are tried")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of 2 GB each; default: %(default)s")
     given = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    rows: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for architecture in given.architectures or tiny.ROWS:
-            expected = tiny.ROWS[architecture].reason
-            with contextlib.redirect_stdout(io.StringIO()):
-                try:
-                    lines = there_and_back(Path(folder, architecture), architecture)
-                except Exception as error:
-                    lines = [" ".join(f"{type(error).__name__}: {error}".split())]
-            row = {"architecture": architecture, "lines": len(lines), "first": lines[0] if lines else ""}
-            row["as expected"] = expected in row["first"] if expected else not lines
-            rows[architecture] = row
+    if unknown := set(given.architectures) - tiny.ROWS.keys():
+        parser.error(f"found {', '.join(sorted(unknown))}; expected some of {', '.join(tiny.ROWS)}")
+    rows = known(given.rows)
+    wanted = given.architectures or [each for each in tiny.ROWS if each not in rows]
+    given.rows.parent.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(given.jobs) as pool, given.rows.open("a", encoding="utf-8") as file:
+        for row in itertools.chain.from_iterable(pool.map(run, batches(wanted))):
+            name = row["architecture"]
+            rows[name] = row
             print(json.dumps(row), flush=True)
-        released = [Path(folder, name) for name in rows if Path(folder, name, "megatron", "release").is_dir()]
-        for name, wrong in keys(released).items():
-            rows[name] |= {"keys": wrong, "as expected": rows[name]["as expected"] and not wrong}
-            print(json.dumps({"architecture": name, "keys": wrong}), flush=True)
-    if given.page and not given.architectures:
-        given.page.write_text(page.with_block(given.page.read_text("utf-8"), BLOCK, table(rows)), "utf-8")
+            print(json.dumps(row | {"of": fingerprint(name)}), file=file, flush=True)
+    if given.page and ENGINE in os.environ and rows.keys() == tiny.ROWS.keys():
+        text = f"{about()}\n\n{table(rows)}"
+        given.page.write_text(page.with_block(given.page.read_text("utf-8"), BLOCK, text), "utf-8")
     sys.exit(not all(row["as expected"] for row in rows.values()))
 
 

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizer import train_tokenizer
 from transformers import AutoConfig
 
-from megatron.bridge import AutoBridge
-from megatron.bridge.host import accelerator
+from megatron import bridge
 
 
 _TEXT = {
@@ -88,6 +87,7 @@ class Row:
         model: The class of the model, in transformers or, with its module, in Bridge. Default: the class in
             transformers that has the architecture's name.
         published: Values of config.json that transformers doesn't save.
+        in_float32: Ends of names of tensors that are published in float32, besides `_IN_FLOAT32`.
         reason: Part of the first line of what doesn't come back, or of the error. None if all comes back.
     """
 
@@ -95,6 +95,7 @@ class Row:
     written: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
     published: dict[str, Any] = field(default_factory=dict)
+    in_float32: tuple[str, ...] = ()
     reason: str | None = None
 
 
@@ -121,6 +122,11 @@ _YARN = {
     "beta_slow": 1.0,
 }
 _MINISTRAL = _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+_MINIMAX_M3 = {
+    "projector_hidden_size": 64,
+    "merged_hidden_size": 256,
+    "text_config": {"dense_intermediate_size": 128, "shared_intermediate_size": 32, "rotary_dim": 8},
+}
 
 # What models of the hub have in config.json.
 _WRITTEN = {
@@ -198,7 +204,7 @@ ROWS: dict[str, Row] = {
         },
         reason="Invalid experimental attention variant: dsv4_hybrid",  # of Megatron Core 0.19
     ),
-    "Ernie4_5_MoeForCausalLM": Row(reason="mlp.gate.weight is torch.bfloat16, was torch.float32"),
+    "Ernie4_5_MoeForCausalLM": Row(),
     "Ernie4_5_VLMoeForConditionalGeneration": Row(
         values={
             "tie_word_embeddings": True,
@@ -208,7 +214,6 @@ ROWS: dict[str, Row] = {
                 "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [3, 3, 2]},
             },
         },
-        reason="mlp.gate.weight is torch.bfloat16, was torch.float32",
     ),
     "Exaone4ForCausalLM": Row(values=_TIED),
     "Exaone4_5_ForConditionalGeneration": Row(),
@@ -242,6 +247,9 @@ ROWS: dict[str, Row] = {
     ),
     "GptOssForCausalLM": Row(),
     "HYV3ForCausalLM": Row(published={"first_k_dense_replace": 1}),
+    "HYV3ForCausalLM with num_nextn_predict_layers 1": Row(
+        written=_WRITTEN_EXPERTS | {"model_type": "hy_v3", "router_scaling_factor": 1.0, "num_nextn_predict_layers": 1}
+    ),
     "KimiK2ForCausalLM": Row(
         written=_WRITTEN_EXPERTS
         | _WRITTEN_LATENT
@@ -269,15 +277,16 @@ ROWS: dict[str, Row] = {
     ),
     "MiniMaxM2ForCausalLM": Row(),
     "MiniMaxM3SparseForConditionalGeneration": Row(
-        values={
-            "projector_hidden_size": 64,
-            "merged_hidden_size": 256,
-            "text_config": {"dense_intermediate_size": 128, "shared_intermediate_size": 32, "rotary_dim": 8},
-        },
-        reason="block_sparse_moe.gate.weight is torch.float32, was torch.bfloat16",
+        values=_MINIMAX_M3, in_float32=("block_sparse_moe.gate.weight", "patch_embedding.weight")
+    ),
+    "MiniMaxM3SparseForConditionalGeneration with gates in bfloat16": Row(
+        values=_MINIMAX_M3, reason="gate.weight is torch.float32, was torch.bfloat16"
     ),
     "Mistral3ForConditionalGeneration": Row(
         values={"text_config": {"rope_parameters": _MINISTRAL, "model_type": "ministral3"}}
+    ),
+    "Mistral3ForConditionalGeneration with a text model of Mistral": Row(
+        values={"text_config": {"model_type": "mistral", "sliding_window": None}}
     ),
     "MistralForCausalLM": Row(),
     "NemotronForCausalLM": Row(values={"num_key_value_heads": 2}),
@@ -292,10 +301,10 @@ ROWS: dict[str, Row] = {
         },
     ),
     "NemotronLabsDiffusionModel": Row(
-        written=_WRITTEN | {"rope_parameters": _MINISTRAL, "num_attention_heads": 32, "num_key_value_heads": 8},
-        reason="run_config.yaml: it names 'transformers_modules.",
+        written=_WRITTEN | {"rope_parameters": _MINISTRAL, "num_attention_heads": 32, "num_key_value_heads": 8}
     ),
     "OlmoeForCausalLM": Row(values={"num_key_value_heads": 4}),
+    "OlmoeForCausalLM with fewer key and value heads": Row(),
     "Qwen2AudioForConditionalGeneration": Row(),
     "Qwen2ForCausalLM": Row(),
     "Qwen2_5OmniForConditionalGeneration": Row(values={"enable_audio_output": False}),
@@ -361,20 +370,25 @@ def _small(config: dict[str, Any], values: dict[str, Any], sizes: dict[str, Any]
     return made | kept | given
 
 
+def config(architecture: str) -> dict[str, Any]:
+    """Return what a row says of config.json."""
+    row = ROWS[architecture]
+    return row.values | row.written | row.published | {"architectures": [architecture.partition(" ")[0]]}
+
+
 def make_model(folder: Path, architecture: str) -> Path:
     """Write a tiny random checkpoint in bf16, and return its folder."""
     row = ROWS[architecture]
     torch.manual_seed(0)
     if row.written:
-        _write_config(folder, architecture, row.written)
+        _write_config(folder, architecture.partition(" ")[0], row.written)
         tensors = _mapped(folder)
     else:
         tensors = _made(folder, row, row.model or architecture.partition(" ")[0])
     for name, tensor in tensors.items():
         values = torch.randn(tensor.shape) * 0.1 + (tensor.dim() == 1)
-        tensors[name] = values.to(
-            torch.float32 if name.endswith(_IN_FLOAT32) else torch.bfloat16 if row.written else tensor.dtype
-        )
+        own = torch.bfloat16 if row.written else tensor.dtype
+        tensors[name] = values.to(torch.float32 if name.endswith((*_IN_FLOAT32, *row.in_float32)) else own)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     train_tokenizer(folder, _TEXT["vocab_size"])
     if row.published:
@@ -414,10 +428,11 @@ def _write_config(folder: Path, architecture: str, values: dict[str, Any]) -> No
 
 def _mapped(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors that an export of the bridge's own model has."""
-    bridge = AutoBridge.from_hf_config(AutoConfig.from_pretrained(folder, trust_remote_code=True))
-    # One of these models makes masks of many GB for its training.
+    from megatron.bridge.host import accelerator
+
+    mapped = bridge.AutoBridge.from_hf_config(AutoConfig.from_pretrained(folder, trust_remote_code=True))
     with accelerator.gloo_group(), torch.device("meta"):
-        provider = bridge.to_megatron_provider(load_weights=False)
+        provider = mapped.to_megatron_provider(load_weights=False)
         provider.finalize()
         model = provider.provide_distributed_model(wrap_with_ddp=False)
-        return dict(bridge.export_hf_weights(model, cpu=False, show_progress=False))
+        return dict(mapped.export_hf_weights(model, cpu=False, show_progress=False))

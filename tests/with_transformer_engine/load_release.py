@@ -98,6 +98,7 @@ def load(folder: Path) -> Found:
     found = Found(modules=len(list(_of_transformer_engine(model[0]))))
     if ONLY_KEYS:
         _, found.lacking, found.besides = read_release(model[0], folder / "megatron" / "release")
+        found.no_copies = tuple(_without_copy(found.besides, folder / "megatron" / "release"))
         return found
 
     fill_with_nan(model[0])
