@@ -2,6 +2,8 @@
 """Answers that depend on whether this process has an accelerator: an NVIDIA GPU, or an AMD GPU under ROCm."""
 
 import functools
+import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +18,7 @@ __all__ = ["backend", "device", "is_available", "seed", "with_process_group"]
 
 # One rank may write, or prove a model, for hours while the others wait. The death of a rank is noticed at once.
 _TIMEOUT = timedelta(days=1)
+_groups = itertools.count()
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,7 +77,11 @@ def with_process_group(convert: Callable[P, T]) -> Callable[P, T]:
 @contextmanager
 def gloo_group() -> Iterator[None]:
     if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo", timeout=_TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+        # The ranks of a second group would look for one another where those of the first were.
+        own = f"conversion-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-{next(_groups)}"
+        own_store = dist.PrefixStore(own, store)
+        dist.init_process_group("gloo", store=own_store, rank=rank, world_size=size, timeout=_TIMEOUT)
     else:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

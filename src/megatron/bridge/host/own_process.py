@@ -111,7 +111,7 @@ def _environment(convert: Callable) -> dict[str, str]:
 
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
     if dist.is_torchelastic_launched():
-        # Part of the prefix under which the ranks meet (torch 2.11, distributed/rendezvous.py).
+        # Part of the prefix under which the ranks meet (host/accelerator.py).
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return environment | {"TORCHELASTIC_RESTART_COUNT": f"{restarts}-conversion-{next(_CALLS)}"}
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
