@@ -49,6 +49,22 @@ def test_a_function_runs_in_a_group_of_its_own():
 
 
 @without_accelerator
+def test_the_ranks_of_each_group_under_torchrun_have_keys_of_their_own(monkeypatch):
+    """They meet in the launcher's store, which keeps the addresses of the group before."""
+    store = dist.HashStore()
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(dist, "rendezvous", lambda url, timeout: iter([(store, 0, 1)]))
+    prefixes = []
+    with_prefix = dist.PrefixStore
+    monkeypatch.setattr(dist, "PrefixStore", lambda prefix, of: prefixes.append(prefix) or with_prefix(prefix, of))
+    for attempt in ("0", "0", "0-conversion-1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        with accelerator.gloo_group():
+            assert dist.get_world_size() == 1
+    assert len(set(prefixes)) == 3 and "0-conversion-1" in prefixes[2]
+
+
+@without_accelerator
 def test_a_model_is_built_on_the_cpu(monkeypatch):
     # Any port that is free.
     monkeypatch.setenv("MASTER_PORT", "0")
