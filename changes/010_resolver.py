@@ -159,23 +159,28 @@ A tracker that names a missing folder is an error.
     modules=["release_checkpoint/__init__.py", "release_checkpoint/layout.py"],
     issues=[3295],
     problem=(
-        "Bridge's readers disagree about a checkpoint root. `load_megatron_model` takes the highest `iter_*` and ignores "
-        "the tracker; `load_checkpoint` believes `latest_train_state.pt`, which Megatron-LM doesn't update. No reader takes "
-        "`release/`: `bridge.load_megatron_model(root)` of a release ends in an error about a missing run config."
+        "Bridge's readers disagree about which checkpoint a root holds. `load_megatron_model` takes the highest "
+        "`iter_*` and ignores the tracker, while `load_checkpoint` prefers `latest_train_state.pt`, which "
+        "Megatron-LM doesn't update. No reader finds `release/`: `bridge.load_megatron_model(root)` fails there with "
+        "an error about a missing run config."
     ),
     changes=[
-        "Every reader of a checkpoint root (`load_megatron_model`, `export_ckpt`, `load_checkpoint`, tokenizer, model "
-        "config, ModelOpt state) resolves it through `release_checkpoint.layout.resolve_checkpoint`, which knows releases.",
-        "A missing `iter_0000000` stands for the release beside it, with a warning.",
+        "Every reader of a checkpoint root (`load_megatron_model`, `export_ckpt`, `load_checkpoint`, tokenizer, "
+        "model config, ModelOpt state) resolves it with `release_checkpoint.layout.resolve_checkpoint`. It finds "
+        "release checkpoints, too.",
+        "If `iter_0000000` doesn't exist, its path means the release checkpoint beside it. A warning says so.",
     ],
-    unchanged=["What Bridge writes, and how a path that names an iteration folder is read."],
+    unchanged=[
+        "What Bridge writes.",
+        "How a path of an iteration folder is read.",
+    ],
     tested=[
         "Unit tests of the resolver on folders.",
-        "Together with the later changes: each reader on checkpoints that were imported and trained, on the CPU.",
+        "With the later changes, each reader on imported and on trained checkpoints, on the CPU.",
     ],
     later=[
-        "Nothing in Bridge writes a release yet: `release-checkpoints` does.",
-        "scripts/conversion resolves roots itself until `layout-options`.",
+        "Nothing in Bridge writes a release checkpoint yet. The change `release-checkpoints` does.",
+        "scripts/conversion keep their own way to resolve a root until `layout-options`.",
     ],
     tests={"tests/unit/bridge/test_layout.py": "release_checkpoint/"},
     upstream_tests=[

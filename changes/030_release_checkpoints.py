@@ -141,28 +141,34 @@ Write `release/` with the tracker `release` and complete args by default.
     issues=[3295, 1514, 1467, 698],
     stands_on=["release-writer"],
     problem=(
-        "Megatron-LM can't start fine-tuning from what `AutoBridge.import_ckpt(hf_model, out)` writes. With `--load out` it "
-        "stops at the tracker `0` (up to core 0.15) or at `KeyError: 'optimizer'`, and `--use-checkpoint-args` finds no args."
+        "Megatron-LM can't fine-tune from what `AutoBridge.import_ckpt(hf_model, out)` writes. `pretrain_gpt.py "
+        "--load out --use-checkpoint-args` stops at the tracker `0` (up to core 0.15) or with `KeyError: "
+        "'optimizer'` (later versions), and the checkpoint has no args."
     ),
     changes=[
-        "`AutoBridge.import_ckpt` writes `release/`, the tracker `release` and Megatron-LM's args.",
-        "`AutoBridge.save_megatron_model`, `save_megatron_model` and `save_checkpoint` take `release`; without it they write "
-        "what they wrote before.",
+        "`AutoBridge.import_ckpt` writes `release/`, the tracker `release`, and Megatron-LM's args.",
+        "`AutoBridge.save_megatron_model`, `save_megatron_model`, and `save_checkpoint` do the same with "
+        "`release=True`. Without it they write what they wrote before.",
     ],
-    unchanged=["The weights, their names and their files; `run_config.yaml` and `tokenizer/`."],
+    unchanged=[
+        "The weights, their names, and their files.",
+        "`run_config.yaml` and `tokenizer/`.",
+    ],
     tested=[
-        "Megatron-LM's own training loop (core 0.17, 0.18 and 0.19, on the CPU) starts from the checkpoint with "
-        "`--use-checkpoint-args`; the first loss is Hugging Face's on the same batch within 1e-4; what was imported is "
-        "exported bit for bit.",
-        "The model config that Megatron-LM's parser builds from the args equals Bridge's, field by field, for 9 families.",
+        "Megatron-LM's own training loop (core 0.17, 0.18, and 0.19, on the CPU) starts from the checkpoint with "
+        "`--use-checkpoint-args`. The first loss is Hugging Face's on the same batch within 1e-4. An export of "
+        "the import is bit for bit the source.",
+        "The model config that Megatron-LM's parser builds from the args equals Bridge's, field by field, for 9 "
+        "families.",
     ],
     later=[
-        "Megatron Core up to 0.18 needs `common.pt` (`common-state`). scripts/conversion still writes iteration 0 on GPUs "
-        "(`layout-options`).",
+        "Megatron Core up to 0.18 needs `common.pt`, which `common-state` adds.",
+        "scripts/conversion still write iteration 0 on GPUs until `layout-options`.",
     ],
     notes=[
-        "The layout that `import_ckpt` writes by default is another: code that appends `/iter_0000000` to the path of an "
-        "import should name the root. Bridge's readers take such a path for the release.",
+        "This changes the default layout of `import_ckpt`. Code that appends `/iter_0000000` to the path of an "
+        "import should use the root instead. Bridge's readers accept such a path and open the release "
+        "checkpoint.",
     ],
     tests={"tests/unit/bridge/test_release_args.py": "release_checkpoint/"},
     upstream_tests=[

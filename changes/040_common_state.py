@@ -33,11 +33,13 @@ Write both, the file from the entry.
     modules=["training/common_state.py"],
     stands_on=["release-checkpoints"],
     problem=(
-        "Megatron-LM up to core 0.18 can't load a release that Megatron Core 0.19 has written: `pretrain_gpt.py --load out` "
-        "looks for `common.pt`, which core 0.19 no longer writes."
+        "Megatron-LM up to core 0.18 can't load a release checkpoint that Megatron Core 0.19 wrote: `pretrain_gpt.py "
+        "--load out` looks for `common.pt`, which core 0.19 no longer writes."
     ),
     changes=["A release checkpoint also has `common.pt`, with the content of the entry `common_state`."],
     unchanged=["Checkpoints of a training. Core 0.19 reads a release as before: it looks for the file first."],
-    tested=["One release is loaded by Megatron Core 0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18 and 0.19."],
+    tested=[
+        "Megatron Core 0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18, and 0.19 load the same release checkpoint.",
+    ],
     tests={"tests/unit/bridge/test_common_state.py": "training/"},
 )

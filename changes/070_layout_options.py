@@ -149,16 +149,20 @@ nobody can edit.
     modules=["training/release_options.py"],
     stands_on=["release-checkpoints", "object-stores"],
     problem=(
-        "Some scripts append `/iter_0000000` to the path of an import, or read its tracker as a number. Since `import_ckpt` "
-        "writes a release, a script that opens `OUT/iter_0000000` itself fails, and its user may not be able to edit it."
+        "Some scripts append `/iter_0000000` to the path of an import, or read its tracker as a number. Since "
+        "`import_ckpt` writes a release checkpoint, a script that opens `OUT/iter_0000000` itself fails, and its "
+        "user may not be able to edit it."
     ),
     changes=[
         "`import_ckpt(release=False)` writes iteration 0 as before.",
-        "`import_ckpt`, `save_megatron_model` and `save_checkpoint` take `link_iter_0`, which leaves a link `iter_0000000`.",
-        "`MEGATRON_BRIDGE_CHECKPOINT_LAYOUT` (`release` or `iter`) decides if the caller does not.",
-        "scripts/conversion writes a release on GPUs, too, and exports one on CPUs and GPUs.",
+        "With `link_iter_0=True`, `import_ckpt`, `save_megatron_model`, and `save_checkpoint` leave a link "
+        "`iter_0000000`.",
+        "If the caller doesn't choose, `MEGATRON_BRIDGE_CHECKPOINT_LAYOUT` (`release` or `iter`) does.",
+        "scripts/conversion write a release checkpoint on GPUs, too, and export one on CPUs and GPUs.",
     ],
-    unchanged=["What is written without the option and the variable."],
+    unchanged=[
+        "What is written without the option and the variable.",
+    ],
     tested=[
         "Unit tests. On the CPU, Megatron-LM starts, saves and resumes in a root with the link, as it does without."
     ],

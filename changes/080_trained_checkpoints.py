@@ -25,11 +25,12 @@ change = Change(
     message="""\
 fix(ckpt): read what was trained from a release checkpoint
 
-Megatron-LM saves no run_config.yaml, so that export_ckpt refused what it had
-trained. Adapters that are saved beside their release move its tracker on.
+Megatron-LM saves no run_config.yaml, so export_ckpt refused what it had
+trained. Adapters that are saved beside their release checkpoint move its
+tracker on, so the tracker no longer names their base.
 
-Take the run config of the release beside the checkpoint, or the bridge's own
-Hugging Face config. Find the base of adapters in the root that they share.
+Use the run config of the release checkpoint beside the trained one, or the
+bridge's own Hugging Face config. Find the base of adapters in their root.
 """,
     why="export_ckpt and LoRA read what was trained from a release, by Megatron-LM or by Bridge.",
     edits=[
@@ -110,14 +111,18 @@ Hugging Face config. Find the base of adapters in the root that they share.
     modules=["training/mlm_compat/checkpoints.py"],
     stands_on=["release-checkpoints"],
     problem=(
-        "`bridge.export_ckpt(trained, hf_out)` fails on what Megatron-LM has trained from an import: Megatron-LM saves no "
-        "`run_config.yaml`. LoRA that saves beside its release can't be resumed, because the tracker then names the adapters."
+        "`bridge.export_ckpt(trained, hf_out)` fails for a checkpoint that Megatron-LM trained from an import, "
+        "because Megatron-LM saves no `run_config.yaml`. A LoRA training that saves beside its release checkpoint "
+        "can't be resumed, because the tracker then names the adapters."
     ),
     changes=[
-        "`export_ckpt` and `load_megatron_model` take what Megatron-LM saved, beside the release or in a folder of its own.",
-        "LoRA starts from, and resumes in, the root of the release that it trains on.",
+        "`export_ckpt` and `load_megatron_model` read what Megatron-LM saved, beside the release checkpoint or "
+        "in another folder.",
+        "LoRA starts from the root of its release checkpoint, and resumes there.",
     ],
-    unchanged=["How a checkpoint with a run config of its own is read."],
+    unchanged=[
+        "How a checkpoint with its own run config is read.",
+    ],
     tested=[
         "Fine-tuning and LoRA of a tiny model from a release, saved beside it and elsewhere, resumed and exported."
     ],

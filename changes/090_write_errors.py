@@ -12,10 +12,10 @@ change = Change(
     message="""\
 fix(ckpt): say why a checkpoint could not be written
 
-On a full disk `save_megatron_model` raised a CheckpointException, which is
-no Exception, with the tracebacks of all ranks.
+On a full disk, `save_megatron_model` raised a CheckpointException, which is
+not an Exception, with the tracebacks of all ranks.
 
-Raise an OSError with what the system said and what to do.
+Raise an OSError with the system's message and the next step.
 """,
     why="A save that fails on a full disk says so in one line.",
     edits=[
@@ -35,13 +35,16 @@ Raise an OSError with what the system said and what to do.
     modules=["training/write_errors.py"],
     stands_on=["release-checkpoints"],
     problem=(
-        "On a full disk `AutoBridge.import_ckpt` ends in a `CheckpointException`, which `except Exception` does not catch, "
-        "and whose text is the tracebacks of all ranks."
+        "On a full disk, `AutoBridge.import_ckpt` ends with a `CheckpointException`. `except Exception` doesn't "
+        "catch it, and its text is the tracebacks of all ranks."
     ),
     changes=[
-        "`AutoBridge.save_megatron_model` and `import_ckpt` raise an `OSError` of one line if a file can't be written."
+        "If a file can't be written, `AutoBridge.save_megatron_model` and `import_ckpt` raise an `OSError` of "
+        "one line.",
     ],
     unchanged=["What `save_checkpoint` raises in a training."],
-    tested=["Imports into a file system that is full, and under a limit of the file size."],
+    tested=[
+        "Imports to a full file system, and with a limit on the file size.",
+    ],
     tests={"tests/unit/bridge/test_write_errors.py": "training/"},
 )

@@ -9,13 +9,16 @@ change = Change(
     message="""\
 feat(model): check the files of a Hugging Face checkpoint
 
-A shard that is missing or short, or an index that names what is not there,
-showed late. Read index and headers, and name the file that is wrong. Two sets
-of weights in one folder are refused: transformers would take the other one.
+A missing or short shard, or an index that names a missing file, was found
+late. Read the index and the headers, and name the file that is wrong. Refuse
+two sets of weights in one folder, of which transformers would use another.
 """,
     why="The files of a Hugging Face checkpoint can be checked without reading a weight.",
     modules=["models/conversion/hf_files.py"],
-    problem="A damaged or doubled file of a checkpoint is found when its tensors are read, or not at all.",
+    problem=(
+        "`AutoBridge.import_ckpt` finds a damaged or duplicate file of a checkpoint only when it reads its tensors, "
+        "or not at all."
+    ),
     changes=["Nothing yet: `hf-checkpoint` uses it."],
     unchanged=["No existing file changes."],
     tested=["Unit tests of each damage on the CPU."],

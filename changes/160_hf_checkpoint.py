@@ -28,10 +28,10 @@ change = Change(
     message="""\
 fix(ckpt): refuse a damaged Hugging Face checkpoint before converting it
 
-A shard that is missing or short, a tensor that the config does not mean, or a
-tokenizer larger than the embedding showed late, or not at all: transformers
-draws a missing tensor at random. Read headers and configs first, and name
-what is wrong. Weights with NaN or infinity are warned of.
+A missing or short shard, a tensor that doesn't fit the config, or a tokenizer
+larger than the embedding was found late, or not at all: transformers fills a
+missing tensor with random values. Read headers and configs first, and name
+what is wrong. Warn about weights with NaN or infinity.
 """,
     why="import_ckpt refuses a damaged Hugging Face checkpoint before it converts, and warns of NaN in its weights.",
     edits=[
@@ -78,8 +78,9 @@ what is wrong. Weights with NaN or infinity are warned of.
     limit=600,
     limit_reason="one module, and a test of each damage that it finds",
     problem=(
-        "`AutoBridge.import_ckpt(hf_model, out)` of a damaged checkpoint fails late, with an error that doesn't name the "
-        "file, or not at all: transformers draws a tensor that is missing at random, and the import succeeds."
+        "`AutoBridge.import_ckpt(hf_model, out)` of a damaged checkpoint fails late, with an error that doesn't name "
+        "the file. If a tensor is missing, it doesn't fail at all: transformers fills the tensor with random "
+        "values."
     ),
     changes=["`import_ckpt` refuses a damaged Hugging Face checkpoint before it converts."],
     unchanged=["How a model ID on the hub is imported, and what is written."],

@@ -7,15 +7,18 @@ from fork.change import Change
 change = Change(
     name="wrapped-checkpoints",
     message="""\
-fix(ckpt): tell checkpoints of wrapped models
+fix(ckpt): recognize checkpoints of wrapped models
 
-An adapter of PEFT, or a model that torch.compile wrapped, was called
-incomplete, with the advice to copy the whole checkpoint. Tell them by the
-names of their tensors and by adapter_config.json, and say what to do.
+A PEFT adapter, or a model that torch.compile wrapped, was called incomplete,
+with the advice to download the whole checkpoint. Recognize them by the names
+of their tensors and by adapter_config.json, and say what to do.
 """,
     why="A checkpoint of a wrapped model is refused as what it is, with what to do.",
     modules=["models/conversion/wrapped.py"],
-    problem="`AutoBridge.import_ckpt` of a PEFT adapter says that the checkpoint is incomplete.",
+    problem=(
+        "`AutoBridge.import_ckpt` of a PEFT adapter says that the checkpoint is incomplete, and advises to download "
+        "it again."
+    ),
     changes=["Nothing yet: `quantized-checkpoints` uses it."],
     unchanged=["No existing file changes."],
     tested=["Unit tests of each wrapper on the CPU."],

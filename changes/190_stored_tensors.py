@@ -15,7 +15,7 @@ that note who reads them.
 """,
     why="What a conversion reads of a checkpoint can be told before a weight is read.",
     modules=["models/conversion/stored_tensors.py"],
-    problem="Nothing says which tensors of a checkpoint a conversion reads, and which it leaves out.",
+    problem="Nothing tells which tensors of a checkpoint `AutoBridge.import_ckpt` reads and which it leaves out.",
     changes=["Nothing yet: `accounting` uses it."],
     unchanged=["No existing file changes."],
     tested=["Unit tests with tensors in files and in memory on the CPU."],

@@ -10,9 +10,9 @@ change = Change(
     message="""\
 feat(ckpt): record in run_config.yaml what an import could not prove
 
-What an import leaves out, and what nobody has compared, is a warning that
-scrolls by. Keep these lines, and the verdict of a comparison of the logits,
-in a section of the run config, for whoever meets the checkpoint later.
+A warning of an import says what it left out and what was never compared, and
+then it is gone. Record these lines, and the result of a comparison of the
+logits, in a section of the run config, for whoever uses the checkpoint later.
 """,
     why="Whoever meets a checkpoint can tell what its import left out or could not prove.",
     edits=[
@@ -36,10 +36,19 @@ in a section of the run config, for whoever meets the checkpoint later.
         ),
     ],
     modules=["release_checkpoint/proof.py"],
-    problem="A warning of an import is gone when somebody else trains from the checkpoint.",
-    changes=["`run_config.yaml` of an import may end with a section `proof`, a plain mapping."],
-    unchanged=["The other sections of `run_config.yaml`, and whatever reads them."],
-    tested=["Unit tests on the CPU: what is recorded comes back, Bridge's config is read as before."],
+    problem=(
+        "`AutoBridge.import_ckpt(hf_model, out)` may warn that it left something out or couldn't check something. "
+        "Whoever trains from `out` later doesn't see these warnings, because the checkpoint doesn't record them."
+    ),
+    changes=[
+        "The `run_config.yaml` of an import may end with the section `proof`, a plain mapping.",
+    ],
+    unchanged=[
+        "The other sections of `run_config.yaml` and their readers.",
+    ],
+    tested=[
+        "Unit tests on the CPU: the recorded section is read back, and Bridge reads its config as before.",
+    ],
     tests={"tests/unit/bridge/release_checkpoint/test_proof.py": "release_checkpoint/"},
     stands_on=["release-checkpoints"],
 )

@@ -25,15 +25,15 @@ change = Change(
     message="""\
 fix(model)!: account for every tensor and parameter of an import
 
-A parameter that no mapping knows, or whose tensors are missing, was a line
-of the log, and its memory was saved uninitialized; a tensor that no mapping
-reads was left out without a word. Qwen3-MoE with mlp_only_layers and Llama
-with attention_bias ended so with exit code 0, as another model.
+If no mapping knew a parameter, or its tensors were missing, the log had a
+line about it, and uninitialized memory was saved. If no mapping read a
+tensor, it was left out without a warning. Qwen3-MoE with mlp_only_layers and
+Llama with attention_bias became different models that way, with exit code 0.
 
 Try each conversion task on tensors without values before a weight is read.
-A parameter without a source is an error, and so is a tensor without a place,
-which strict=False turns into a warning. Prediction layers that are left out
-are told.
+A parameter without a source is an error. A tensor without a place is an
+error, too, or a warning with strict=False. Prediction layers that are left
+out are reported.
 """,
     why="Nothing of a checkpoint is left out in silence, and no parameter is saved that was only allocated.",
     edits=[
@@ -74,15 +74,24 @@ are told.
         ),
     ],
     modules=["models/conversion/accounting.py"],
-    problem="`AutoBridge.import_ckpt` of Qwen3-MoE with `mlp_only_layers` saves uninitialized memory, with exit code 0.",
+    problem=(
+        "`AutoBridge.import_ckpt` of a Qwen3-MoE with `mlp_only_layers` saves uninitialized memory and ends with "
+        "exit code 0. A parameter that no mapping knows is only a line in the log, and a tensor that no mapping "
+        "reads is not even that."
+    ),
     changes=[
-        "`import_ckpt` refuses a checkpoint that has no source for a parameter, or a tensor that the model has no place "
-        "for; `strict=False` turns the latter into a warning.",
-        "`load_hf_weights` and `to_megatron_model` refuse a parameter without a source, unless the model initializes it.",
-        "Layers for multi-token prediction that the config names and the weights lack are left out, with a warning.",
+        "`import_ckpt` refuses a checkpoint if a parameter has no source, or if the model has no place for a "
+        "tensor. With `strict=False`, the latter is a warning.",
+        "`load_hf_weights` and `to_megatron_model` refuse a parameter without a source, unless the model "
+        "initializes it.",
+        "If the config has layers for multi-token prediction and the weights don't, they are left out with a warning.",
     ],
-    unchanged=["What is written of a checkpoint that is imported whole."],
-    tested=["Every family that converts on a CPU, with NaN in each parameter before the weights are loaded."],
+    unchanged=[
+        "What is written if every tensor has its place.",
+    ],
+    tested=[
+        "Every family that converts on a CPU, with NaN in each parameter before the weights are loaded.",
+    ],
     tests={"tests/unit/bridge/test_accounting.py": "models/test_accounting.py"},
     stands_on=["quantized-checkpoints", "stored-tensors", "proof"],
 )

@@ -10,13 +10,13 @@ from fork.edits import File, add_import, assign, call, insert_after, insert_befo
 change = Change(
     name="casts",
     message="""\
-fix(model): tell the casts of an import, refuse those that overflow
+fix(model): report the casts of an import, refuse those that overflow
 
-The weights of a checkpoint are cast to the dtype of its config, without a
-word. A bf16 weight of 1e5 became infinity where the config says float16.
+The weights of a checkpoint are cast to the dtype of its config without a
+warning. A bf16 weight of 1e5 became infinity if the config says float16.
 
-Warn of casts by kinds of tensors, unless a dtype was asked for, and refuse
-one that makes infinity of a finite value.
+Warn about casts by kind of tensor, unless the caller asked for the dtype, and
+refuse a cast that turns a finite value into infinity.
 """,
     why="A cast that changes a weight is told, and one that overflows is an error.",
     edits=[
@@ -45,10 +45,19 @@ one that makes infinity of a finite value.
         ),
     ],
     modules=["models/conversion/casts.py"],
-    problem="`AutoBridge.import_ckpt` saves infinity for a bf16 weight of 1e5 if the config says float16.",
-    changes=["`import_ckpt` warns of casts to the config's dtype, and refuses one that overflows."],
-    unchanged=["A dtype that is passed as `torch_dtype` is cast to without a warning."],
-    tested=["Tiny checkpoints on the CPU, in memory and streaming."],
+    problem=(
+        "If config.json says float16, `AutoBridge.import_ckpt` turns a bf16 weight of 1e5 into infinity, saves it, "
+        "and reports no error."
+    ),
+    changes=[
+        "`import_ckpt` warns about casts to the config's dtype, and refuses a cast that overflows.",
+    ],
+    unchanged=[
+        "A cast to a dtype that the caller passes as `torch_dtype` has no warning.",
+    ],
+    tested=[
+        "Imports of tiny checkpoints on the CPU, in memory and streaming.",
+    ],
     tests={"tests/unit/bridge/test_casts.py": "models/test_casts.py"},
     stands_on=["accounting"],
 )

@@ -16,13 +16,15 @@ along the first dimension and changes of dtype return a new list of pieces.
     why="Parameter mappings can run without reading a value.",
     modules=["models/conversion/streaming/tensor.py"],
     problem=(
-        "To import in blocks, a parameter mapping has to run without the values of Hugging Face's tensors. Most "
-        "mappings only take tensors apart and put the pieces together. This change adds a tensor on which that "
-        "costs nothing."
+        "`AutoBridge.import_ckpt` runs parameter mappings on tensors in memory, although most mappings only take "
+        "tensors apart and put the pieces together. This second of six changes adds a tensor on which such a mapping "
+        "reads nothing."
     ),
     unchanged=["No existing file changes."],
     changes=["Nothing yet: later changes use it."],
-    tested=["What mappings do has the values that it has on ordinary tensors, and reads nothing where it need not."],
+    tested=[
+        "Operations of mappings give the same values as on ordinary tensors, and read nothing unless they compute.",
+    ],
     tests={"tests/unit/bridge/test_streaming_tensor.py": "models/"},
     stands_on=["streaming-sources"],
 )

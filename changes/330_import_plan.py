@@ -20,12 +20,15 @@ of the Hugging Face checkpoint make which tensor of the Megatron checkpoint.
         "release_checkpoint/target.py",
     ],
     problem=(
-        "An import decides layout, keys and chunks from a model in memory. They follow from names and shapes. "
-        "This change makes the model on the meta device and lets its parameters say where their values come from."
+        "`AutoBridge.import_ckpt` derives layout, keys, and chunks of a checkpoint from a model in memory, although "
+        "they follow from names and shapes. This fourth of six changes makes the model on the meta device, and its "
+        "parameters say where their values come from."
     ),
     unchanged=["No existing file changes, and nothing is written."],
     changes=["Nothing yet: `streaming-import` uses it."],
-    tested=["The parameters of a plan have the values of the checkpoint, and a model that has no plan is warned of."],
+    tested=[
+        "The parameters of a plan have the values of the checkpoint. A model that can't be planned gets a warning.",
+    ],
     tests={"tests/unit/bridge/test_streaming_plan.py": "models/"},
     stands_on=["streaming-conversion", "accelerator", "casts"],
 )

@@ -9,20 +9,21 @@ change = Change(
     message="""\
 perf(ckpt): write tensors in blocks
 
-Jobs that write files run in threads, as many as the rank has processors, and
+Threads run jobs that write files, as many as the rank has processors, and
 show their progress on a terminal. The archive that `torch.save` makes of a
-tensor is made around values that come later, of any size.
+tensor is written around values of any size, which come later.
 """,
     why="A tensor can be written block by block in the form of torch.save.",
     modules=["models/conversion/streaming/archive.py", "models/conversion/streaming/execute.py"],
     problem=(
-        "A save holds a tensor in memory until it is written, and `torch.save` holds the values of the tensor it "
-        "saves. This change writes a tensor of any size in blocks of 1 MiB, in the form that `torch.save` gives "
-        "it."
+        "`torch.save`, with which `AutoBridge.import_ckpt` saves a checkpoint, needs each tensor in memory. This "
+        "fifth of six changes writes a tensor of any size in blocks of 1 MiB, in the same form as `torch.save`."
     ),
     unchanged=["No existing file changes."],
     changes=["Nothing yet: `streaming-import` uses it."],
-    tested=["Archives of more than 4 GiB and of more than the host's memory are read by `torch.load` and zipfile."],
+    tested=[
+        "`torch.load` and zipfile read archives of more than 4 GiB, and of more than the host's memory.",
+    ],
     tests={
         "tests/unit/bridge/test_streaming_archive.py": "models/",
         "tests/unit/bridge/test_streaming_execute.py": "models/",

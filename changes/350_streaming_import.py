@@ -40,11 +40,10 @@ change = Change(
 perf(ckpt): import checkpoints tensor by tensor
 
 `AutoBridge.import_ckpt` held the whole model in memory, and some of it twice.
-It now plans the import on the meta device and writes it block by block through
-PyTorch's own DCP. What is written is the same, whatever the family.
+It now plans the import on the meta device and writes it block by block with
+PyTorch's own DCP. The result is the same for every family.
 
-`streaming=False` imports in memory, and so does a bridge with a loader of its
-own.
+`streaming=False` imports in memory. So does a bridge with its own loader.
 """,
     why="import_ckpt needs the memory of a block, not of a model, and goes at the speed of the disk.",
     edits=[
@@ -111,20 +110,22 @@ if is_piecewise(model):
     ],
     modules=["models/conversion/streaming/dcp.py"],
     problem=(
-        "`AutoBridge.import_ckpt` holds the whole model in memory, and some of it twice: 18 GB for a model of 8B. A host "
-        "with less can't convert the checkpoint, though it could store it. This change imports by the plan and the writer of "
-        "the five changes before it, in 0.8 GB whatever the model."
+        "`AutoBridge.import_ckpt` holds the whole model in memory, and some of it twice: 18 GB for a model of 8B. A "
+        "host with less memory can't convert the checkpoint, even if its disk could store it. This change imports "
+        "with the plan and the writer of the five changes before it, in 0.8 GB for a model of any size."
     ),
     unchanged=[
-        "The bytes of each tensor, keys, chunks and metadata of the checkpoint.",
+        "The bytes of each tensor, and the checkpoint's keys, chunks, and metadata.",
         "Saves of a model in memory.",
     ],
     changes=[
-        "`AutoBridge.import_ckpt(streaming=True)`, the default, makes the model on the meta device and reads, converts and "
-        "writes tensor by tensor; `streaming=False` goes through memory as before.",
-        "A model that can't be streamed is imported in memory, and a warning says why.",
+        "By default, `AutoBridge.import_ckpt` makes the model on the meta device, and reads, converts, and "
+        "writes tensor by tensor. With `streaming=False`, it converts in memory as before.",
+        "A model that can't be streamed is imported in memory. A warning gives the reason.",
     ],
-    tested=["What is written is what an import in memory writes, with Bridge 0.3.1 to 0.6.2 and core 0.16 to 0.19."],
+    tested=[
+        "A streaming import writes the same as an import in memory, with Bridge 0.3.1 to 0.6.2 and core 0.16 to 0.19.",
+    ],
     stands_on=["import-plan", "streaming-executor", "in-process-save"],
     tests={
         "tests/unit/bridge/random_models.py": "models/",

@@ -11,8 +11,8 @@ feat(model): add stand-ins for Transformer Engine's modules
 
 Most families build their models from modules of Transformer Engine, FLA,
 mamba-ssm, or causal-conv1d, or ask for CUDA while they are built. A
-checkpoint has the parameters, extra states and names of these modules, and
-not what they compute. Stand-ins have the former alone.
+checkpoint needs only the parameters, extra states, and names of these
+modules. Stand-ins have these, and compute nothing.
 """,
     why="A checkpoint has the layout of Transformer Engine's modules, and a conversion computes nothing with them.",
     modules=["host/stand_ins.py"],

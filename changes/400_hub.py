@@ -15,7 +15,7 @@ for. Choose the files by their index, at one commit.
 """,
     why="Of a model on the hub one set of weights is downloaded, at the revision that was asked for.",
     modules=["utils/hub.py"],
-    problem="`AutoBridge.from_hf_pretrained(name, revision=…)` reads the config of the revision, and the weights of main.",
+    problem="`AutoBridge.from_hf_pretrained(name, revision=…)` reads the config of the revision and the weights of main.",
     changes=["Nothing yet: `torch-files` uses it."],
     unchanged=["No existing file changes."],
     tested=["Downloads over HTTP from a small hub: whole, cut off and resumed, gated, without network."],

@@ -34,8 +34,14 @@ A bridge knows one of them, and found no source for a parameter.
         "`AutoBridge.import_ckpt` of a Nemotron-H or Qwen2-Audio that transformers 5 has saved finds no source for some "
         "parameters, because it looks for the names that the model has on the hub."
     ),
-    changes=["A name that a checkpoint lacks stands for the one that transformers reads into the same parameter."],
-    unchanged=["Checkpoints with the names that a bridge knows. Models that transformers doesn't have."],
+    changes=[
+        "If a checkpoint lacks a name that a bridge knows, the name that transformers reads into the same "
+        "parameter is used.",
+    ],
+    unchanged=[
+        "Checkpoints with the names that a bridge knows.",
+        "Models that transformers doesn't have.",
+    ],
     tested=["Tiny models of both spellings, imported and exported bit for bit."],
     tests={"tests/unit/bridge/test_stored_names.py": "models/"},
     stands_on=["accounting"],

@@ -39,8 +39,9 @@ conversion left it at its initial value, and trained another model.
     ],
     modules=["models/plain_query.py"],
     problem=(
-        "`AutoBridge.import_ckpt` of DeepSeek-V2-Lite with Megatron Core 0.19: `linear_q_proj` has a `layer_norm_weight` "
-        "that the checkpoint lacks. It keeps its initial ones, which is a second norm in front of every query."
+        "With Megatron Core 0.19, `AutoBridge.import_ckpt` of DeepSeek-V2-Lite makes a model with a norm in front of "
+        "every query, which the checkpoint doesn't have. The norm keeps its initial values, so the model computes "
+        "something else."
     ),
     changes=[
         "Latent attention with `q_lora_rank` None has no norm in front of the query, as before Megatron Core 0.19."

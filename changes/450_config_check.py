@@ -46,13 +46,13 @@ strict=False. A family without a table is imported with a warning.
     ],
     modules=["models/conversion/config_check.py", "models/conversion/config_keys.py"],
     problem=(
-        "`AutoBridge.import_ckpt` of a Qwen3 with `attention_bias` leaves the biases out and ends without an error; the "
-        "logits are off by more than their size."
+        "`AutoBridge.import_ckpt` of a Qwen3 with `attention_bias` leaves the biases out and ends without an error. "
+        "The logits are off by more than their own size."
     ),
     changes=[
-        "`import_ckpt` refuses a config.json with a key that changes the model's function and that Bridge's model doesn't "
-        "have; `strict=False` makes it a warning.",
-        "A family whose keys nobody has compared is imported with a warning.",
+        "`import_ckpt` refuses a config.json with a key that changes what the model computes and that Bridge's "
+        "model doesn't follow. With `strict=False`, it warns.",
+        "A family whose keys were never compared is imported with a warning.",
     ],
     unchanged=["The configs of published models are imported."],
     tested=["A hundred variants of 14 families, with Megatron-LM's logits beside transformers'."],

@@ -14,7 +14,10 @@ the keys of 46 models' config.json as their authors spell them, from Llama 2
 to GLM-4.5, and take each of them through the check.
 """,
     why="No published config is refused.",
-    problem="Nothing shows that the check of config.json takes what is published.",
+    problem=(
+        "Nothing shows that `AutoBridge.import_ckpt` accepts the config.json of published models, now that it checks "
+        "every key."
+    ),
     changes=["Nothing but tests."],
     unchanged=["The package."],
     tested=["The test itself."],

@@ -7,16 +7,19 @@ from fork.change import Change
 change = Change(
     name="doubts",
     message="""\
-feat(ckpt): tell releases that an earlier import may have got wrong
+feat(ckpt): recognize releases that an earlier import may have got wrong
 
 Imports that didn't account for what they read took quantized weights for
 plain ones, left out the head of a tied model that has one, and dropped keys
-of config.json, such as biases and windows. Tell such a release by its source,
-as far as small files show it.
+of config.json, such as biases and windows. Recognize such a release
+checkpoint by its source, as far as small files show it.
 """,
-    why="Whoever has a release of an earlier import learns that it may hold another model than its source.",
+    why="Whoever has a release checkpoint of an earlier import learns that it may hold another model than its source.",
     modules=["release_checkpoint/doubts.py"],
-    problem="A release that was imported from a quantized checkpoint looks like any other.",
+    problem=(
+        "A release checkpoint that an earlier `AutoBridge.import_ckpt` made from a quantized checkpoint looks like "
+        "any other."
+    ),
     changes=["Nothing yet: `command-inspect` shows it."],
     unchanged=["No existing file changes."],
     tested=["Unit tests of each kind of source."],

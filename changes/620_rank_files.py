@@ -16,8 +16,9 @@ lie, for its zip format and the one before. No class of a pickle is called.
     modules=["release_checkpoint/rank_files.py"],
     stands_on=["metadata"],
     problem=(
-        "Megatron-LM's format before distributed checkpoints is a file of `torch.save` for each rank, with weights and "
-        "optimizer in one pickle. `torch.load` needs memory for all of it, or the classes that it names."
+        "Megatron-LM's older format, `--ckpt-format torch`, has one file of `torch.save` per rank, with weights and "
+        "optimizer in one pickle. `torch.load` needs the memory for all of it, and the classes that the pickle "
+        "names."
     ),
     changes=["A new module, `megatron.bridge.release_checkpoint.rank_files`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],

@@ -7,7 +7,7 @@ from fork.change import Change
 change = Change(
     name="other-formats",
     message="""\
-feat(ckpt): tell Megatron-LM's other formats
+feat(ckpt): recognize Megatron-LM's other formats
 
 Read args, iteration and shapes of torch, torch_dcp, and fsdp_dtensor without
 torch and without reading a weight.
@@ -15,7 +15,7 @@ torch and without reading a weight.
     why="Payloads of torch, torch_dcp and fsdp_dtensor are examined like those of torch_dist.",
     modules=["release_checkpoint/other_formats.py"],
     stands_on=["ranks"],
-    problem="Of checkpoints that are not torch_dist, nobody can say what they hold without loading them.",
+    problem="What a checkpoint in the format `torch`, `torch_dcp`, or `fsdp_dtensor` holds is only known after it was loaded.",
     changes=["A new module, `megatron.bridge.release_checkpoint.other_formats`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],
     tests={"tests/unit/bridge/test_read_formats.py": "release_checkpoint/"},

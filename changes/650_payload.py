@@ -15,7 +15,7 @@ missing or damaged, without torch and without reading a weight.
     why="A payload folder is examined by its metadata alone.",
     modules=["release_checkpoint/payload.py"],
     stands_on=["args-and-weights", "common-state-forms", "other-formats"],
-    problem="Whether a checkpoint is whole is found only by loading it, with a GPU and a model in memory.",
+    problem="Whether a checkpoint is complete is only known after it was loaded, with a GPU and a model in memory.",
     changes=["A new module, `megatron.bridge.release_checkpoint.payload`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],
     tested=[

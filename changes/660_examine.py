@@ -7,12 +7,12 @@ from fork.change import Change
 change = Change(
     name="examine",
     message="""\
-feat(ckpt): examine what lies at a path
+feat(ckpt): examine what is at a path
 
-Tell a checkpoint root, its tracker, its payload folders and what a killed
-import left.
+Recognize a checkpoint root, its tracker, its payload folders, and what a
+killed import left.
 """,
-    why="What lies at a path is told from metadata alone.",
+    why="What is at a path is known from metadata alone.",
     modules=["release_checkpoint/examine.py"],
     stands_on=["leftovers", "payload-facts"],
     problem="A root may hold a tracker that names a missing folder, several payloads, or the remains of a killed import. Nothing says which.",

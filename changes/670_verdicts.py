@@ -9,13 +9,16 @@ change = Change(
     message="""\
 feat(ckpt): tell which Megatron-LM loads a checkpoint
 
-Hold the rules of Megatron-LM, core 0.12 to 0.19, as data, and judge a
+Keep the rules of Megatron-LM, core 0.12 to 0.19, as data, and judge a
 checkpoint by them.
 """,
     why="Which Megatron-LM loads a checkpoint is told without starting it.",
     modules=["release_checkpoint/verdicts.py"],
     stands_on=["examine", "launch-flags"],
-    problem="Megatron-LM's series differ in what they read. Each tells so by an error of its own, such as `KeyError: 'args'`.",
+    problem=(
+        "The series of Megatron-LM differ in what they read, and each has its own error for a checkpoint that it "
+        "can't load, such as `KeyError: 'args'`."
+    ),
     changes=["A new module, `megatron.bridge.release_checkpoint.verdicts`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],
     tested=["Each verdict was compared with that series of Megatron-LM itself, on the CPU."],

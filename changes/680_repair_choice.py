@@ -15,7 +15,10 @@ so that a crash leaves each whole.
     why="A repair touches no training.",
     modules=["repair/__init__.py", "repair/steps.py", "repair/choice.py"],
     stands_on=["examine", "release-writer"],
-    problem="People move `iter_0000000` to `release` by hand, and leave half of it behind.",
+    problem=(
+        "People move `iter_0000000` to `release` by hand and forget half of it. Nothing tells which of the folders "
+        "is complete."
+    ),
     changes=["Two new modules below `megatron.bridge.release_checkpoint`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],
     tested=["Unit tests on roots with one payload, two, and a training."],

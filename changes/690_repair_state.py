@@ -15,7 +15,7 @@ both forms of the common state.
     why="The common state of a checkpoint is repaired in place.",
     modules=["repair/state.py"],
     stands_on=["repair-choice", "release-checkpoints"],
-    problem="What `import_ckpt` wrote before has no args, and Megatron-LM stops with `KeyError: 'args'`.",
+    problem="A checkpoint that `import_ckpt` wrote before has no args, and Megatron-LM stops with `KeyError: 'args'`.",
     changes=["A new module, `megatron.bridge.repair.state`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],
     tested=["Unit tests in which one form, the other, or both lack something."],

@@ -15,7 +15,10 @@ import, so that a killed repair is completed by the next one.
     why="A checkpoint is repaired in place.",
     modules=["repair/repair.py"],
     stands_on=["repair-state"],
-    problem="Megatron-LM cannot fine-tune from what `import_ckpt` wrote before, and importing a large model again takes hours.",
+    problem=(
+        "Megatron-LM can't fine-tune from a checkpoint that `import_ckpt` wrote before, and importing a large model "
+        "again takes hours."
+    ),
     changes=["`plan(root)` and `run(plan)` of `megatron.bridge.repair.repair`."],
     unchanged=["Nothing that exists is touched."],
     tested=[

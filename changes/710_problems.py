@@ -7,12 +7,12 @@ from fork.change import Change
 change = Change(
     name="problems",
     message="""\
-feat(ckpt): say what is wrong with a checkpoint
+feat(ckpt): list what is wrong with a checkpoint
 
-Name what is damaged, missing or left over, a line each, and whether a
+Name what is damaged, missing, or left over, one thing a line, and whether a
 repair can change it.
 """,
-    why="What is wrong with a checkpoint is said in a line each.",
+    why="What is wrong with a checkpoint is listed, one thing a line.",
     modules=["repair/problems.py"],
     stands_on=["repair", "verdicts"],
     problem="Errors such as `KeyError: 'optimizer'` do not say what is wrong with a checkpoint.",

@@ -17,18 +17,23 @@ checkpoint.
     why="The command megatron-bridge inspects checkpoints.",
     modules=["cli/inspect.py", "cli/show.py"],
     requirements=[add("rich")],
-    problem="""\
-Whether a checkpoint starts a training, and with which flags, shows when Megatron-LM is started on it, minutes later and
-often by a `KeyError`. `megatron-bridge inspect OUT` shows it in a second, from metadata alone.
-""",
+    problem=(
+        "Whether `pretrain_gpt.py --load out` can train from a checkpoint, and with which flags, shows minutes after "
+        "its start, often as a `KeyError`. `megatron-bridge inspect OUT` shows it within a second, from metadata "
+        "alone."
+    ),
     changes=[
-        "`megatron-bridge inspect` shows what is at a path and what Megatron-LM does with it, without running a pickle."
+        "`megatron-bridge inspect` shows what is at a path and which versions of Megatron-LM load it. It runs no "
+        "pickle.",
     ],
     unchanged=["AutoBridge and Bridge's scripts."],
     tested=[
-        "Checkpoints in every state that people have on disk, in the unit tests of the project that proposes this."
+        "Checkpoints in every state that people have on disk, in the unit tests of the project that proposes "
+        "this change.",
     ],
-    later=["The subcommands repair, import and export."],
+    later=[
+        "The subcommands `repair`, `import`, and `export`.",
+    ],
     notes=[LOCK, "`rich` is imported by Bridge already; it is now named."],
     tests={"tests/unit/bridge/test_command_inspect.py": "cli/"},
     stands_on=["command", "problems", "doubts"],

@@ -9,19 +9,23 @@ change = Change(
     message="""\
 feat(ckpt): add the command megatron-bridge import
 
-It is AutoBridge.import_ckpt, and prints the flags with which Megatron-LM
-starts from the checkpoint. What Megatron Core and transformers import and a
-conversion never uses is deferred in its process.
+It runs AutoBridge.import_ckpt and prints the flags with which Megatron-LM
+starts from the checkpoint. In its process, imports of Megatron Core and
+transformers that a conversion never uses are deferred.
 """,
     why="The command megatron-bridge imports Hugging Face models.",
     modules=["utils/deferred.py", "utils/deferred_package.py", "cli/import_.py", "cli/preloaded.py", "cli/ranks.py"],
-    problem="""\
-An import takes a script around `AutoBridge.import_ckpt`, and `from megatron.bridge import AutoBridge` alone takes ten
-seconds and more, most of it for what Megatron Core and transformers import for training.
-""",
-    changes=["`megatron-bridge import` is `AutoBridge.import_ckpt`."],
+    problem=(
+        "An import needs a script around `AutoBridge.import_ckpt`. `from megatron.bridge import AutoBridge` alone "
+        "takes ten seconds or more, mostly because Megatron Core and transformers import what only training needs."
+    ),
+    changes=[
+        "`megatron-bridge import` runs `AutoBridge.import_ckpt`.",
+    ],
     unchanged=["AutoBridge and Bridge's scripts."],
-    tested=["What is deferred is there when it is used; an import of Llama loads none of it."],
+    tested=[
+        "A deferred package is imported when it is used. An import of Llama loads none of them.",
+    ],
     tests={"tests/unit/bridge/test_deferred.py": "cli/"},
     limit=600,
     limit_reason="What is deferred, and how, is only right for what an import does; one test shows both.",

@@ -9,19 +9,22 @@ change = Change(
     message="""\
 feat(ckpt): add the command megatron-bridge export
 
-It is AutoBridge.export_ckpt into a folder that appears when it is complete.
+It runs AutoBridge.export_ckpt into a folder that appears when the export is
+complete.
 """,
     why="The command megatron-bridge exports checkpoints to Hugging Face.",
     modules=["cli/export.py"],
-    problem="""\
-An export takes a script around `AutoBridge.export_ckpt`, which has to know the model that was imported, and which leaves
-half a model if it is killed.
-""",
+    problem=(
+        "An export needs a script around `AutoBridge.export_ckpt` that names the imported model. If the script is "
+        "killed, half a model is left."
+    ),
     changes=[
-        "`megatron-bridge export` is `AutoBridge.export_ckpt`; the model that was imported is in run_config.yaml."
+        "`megatron-bridge export` runs `AutoBridge.export_ckpt`. It takes the imported model from run_config.yaml.",
     ],
     unchanged=["AutoBridge and Bridge's scripts."],
-    tested=["An export that fails or is killed leaves nothing, and one over a folder that exists is refused."],
+    tested=[
+        "An export that fails or is killed leaves nothing. An export to a folder with files is refused.",
+    ],
     tests={"tests/unit/bridge/test_command_export.py": "cli/"},
     stands_on=["command-import", "export-model-files", "doubts"],
 )

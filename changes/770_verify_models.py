@@ -9,10 +9,10 @@ change = Change(
     message="""\
 feat(ckpt): build Megatron-LM's model of a release on any host
 
-To compare what Megatron-LM computes with a release with what transformers
-computes, its model has to be built from the flags that an import prints, by
-its own argument code and builder, and without a GPU. What its forward pass
-asks of CUDA is answered by the CPU, in a process that does nothing else.
+To compare Megatron-LM's logits for a release checkpoint with those of
+transformers, build its model from the flags that an import prints, with its
+own argument code and builder, and without a GPU. In a process that does
+nothing else, its calls of CUDA are redirected to the CPU.
 """,
     why="A proof builds Megatron-LM's own model from the printed flags, on any host.",
     modules=[
@@ -21,7 +21,10 @@ asks of CUDA is answered by the CPU, in a process that does nothing else.
         "verify/verdict.py",
         "verify/without_cuda.py",
     ],
-    problem="Whether the flags that an import prints give the model of transformers, nobody can tell without a GPU.",
+    problem=(
+        "Without a GPU, nobody can tell whether the flags that `AutoBridge.import_ckpt` prints build the model that "
+        "transformers has."
+    ),
     changes=["Nothing that a user sees."],
     unchanged=["Every other process: nothing of it is imported."],
     tested=[

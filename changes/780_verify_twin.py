@@ -15,7 +15,7 @@ that are scaled so that a wrong position or a wrong expert moves the logits.
 """,
     why="A model of any size is proved by a twin that takes seconds and no memory.",
     modules=["verify/memory.py", "verify/twin.py"],
-    problem="A comparison of logits needs twice the memory of the model, and with the usual random weights it shows little.",
+    problem="A comparison of logits needs twice the memory of the model. With the usual random weights, it shows little.",
     changes=["Nothing that a user sees."],
     unchanged=["Every other module."],
     tested=["Twins of configs of published models on the CPU, with layer patterns, windows, groups of experts."],

@@ -9,9 +9,9 @@ change = Change(
     message="""\
 feat(ckpt): compare logits in a process of its own
 
-The process that answers for CUDA must do nothing else. It reads one request,
-computes the logits of transformers and of Megatron-LM on the same tokens,
-and answers with their difference.
+The process that redirects CUDA to the CPU must do nothing else. It reads one
+request, computes the logits of transformers and of Megatron-LM on the same
+tokens, and answers with their difference.
 """,
     why="A proof never touches the process that asks for it.",
     modules=["verify/__main__.py", "verify/process.py"],

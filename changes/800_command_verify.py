@@ -10,12 +10,12 @@ change = Change(
 feat(ckpt): add the command megatron-bridge verify
 
 It compares the logits of Megatron-LM, started with the flags that the import
-prints, with those of transformers, and says what follows: same, not to be
-said by flags, differs, or not proved.
+prints, with those of transformers. The verdict is same, no flags, differs, or
+not proved.
 """,
-    why="A person can prove that Megatron-LM computes with a checkpoint what transformers computes.",
+    why="A user can compare Megatron-LM's logits for a checkpoint with those of transformers.",
     modules=["cli/verify.py", "verify/proof.py"],
-    problem="That a conversion was right shows in the loss curve of a training, or never.",
+    problem="Whether a conversion was right shows only in the loss curve of a training, or never.",
     changes=[
         "`megatron-bridge verify OUT` and `megatron.bridge.verify.proof.verify` compare a release, or a training with its "
         "export, with the Hugging Face model.",

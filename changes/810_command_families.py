@@ -10,9 +10,9 @@ change = Change(
     message="""\
 feat(ckpt): add the command megatron-bridge families
 
-It lists the architectures that can be converted, with what is known of each,
-before anybody downloads a model. The error for another architecture has the
-names that are nearest to it.
+It lists the architectures that can be converted, with the result for each,
+before anybody downloads a model. The error for another architecture names the
+nearest ones.
 """,
     why="What can be converted is known before a download.",
     edits=[
@@ -29,7 +29,7 @@ names that are nearest to it.
         )
     ],
     modules=["cli/families.py"],
-    problem="Which models can be converted, and how well, is known after a download and a try.",
+    problem="Which models can be converted, and how well, is only known after a download and a try.",
     changes=[
         "`megatron-bridge families` prints a line for each architecture.",
         "The error for an architecture without a bridge has the nearest names.",

@@ -33,12 +33,12 @@ MOCKS = (
 change = Change(
     name="verify-at-import",
     message="""\
-feat(ckpt): prove an import whose config nobody has compared
+feat(ckpt): prove an import whose kind of config was never compared
 
 A family or a value that no comparison has covered was imported on trust.
-Run a twin of the model beside the conversion, and refuse to publish a model
-that Megatron Core computes otherwise. Configs of the proved kinds, which a
-table lists, are not delayed. `verify=True` proves any import, and
+Compare a twin of the model during the conversion, and refuse to publish a
+model if Megatron Core computes something else. Configs of the proved kinds,
+which a table lists, are not delayed. `verify=True` proves every import, and
 `verify=False` none.
 """,
     why="An import is proved by a comparison of logits, its own or that of a model of the same kind.",
@@ -71,7 +71,10 @@ table lists, are not delayed. `verify=True` proves any import, and
         ),
     ],
     modules=["verify/at_import.py", "verify/beside.py", "verify/proved.py"],
-    problem="An import of a family or a config that nobody has compared may be of another model, and ends without an error.",
+    problem=(
+        "If the family or the kind of config was never compared, `AutoBridge.import_ckpt` may write a different "
+        "model and end without an error."
+    ),
     changes=[
         "`import_ckpt` takes `verify`. By default it compares a twin where no comparison has covered the config, and "
         "refuses a model that differs.",

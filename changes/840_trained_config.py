@@ -37,8 +37,8 @@ the config can say, and refuse what it can't.
     limit=500,
     limit_reason="one module, and a test of each value that a config can say or can't",
     problem=(
-        "`AutoBridge.export_ckpt` of a checkpoint that Megatron-LM has trained with `--rotary-base 20000` writes the "
-        "`rope_theta` of the model that was imported. Nothing warns."
+        "`AutoBridge.export_ckpt` of a checkpoint that Megatron-LM trained with `--rotary-base 20000` writes the "
+        "`rope_theta` of the imported model, without a warning."
     ),
     changes=[
         "`export_ckpt` writes RoPE base and scaling, norm epsilon, tying, sizes and the rows of the vocabulary from the args "
