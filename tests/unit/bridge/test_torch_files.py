@@ -42,6 +42,14 @@ def test_values_are_where_the_header_says(tmp_path, is_zip):
     assert not is_zip or found["tied"] == found["weight"]
 
 
+def test_a_file_that_is_replaced_is_read_anew(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    for value in (1.0, 2.0):
+        torch.save({"a": torch.full((3, 2), value).t()}, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+        assert load(path)["a"].unique().tolist() == [value]
+
+
 def test_an_old_file_is_read_whole_and_its_size_is_said(tmp_path, caplog):
     torch.save({"a": torch.zeros(1_000_000)}, path := tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     load(path)

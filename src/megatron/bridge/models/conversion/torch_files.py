@@ -43,14 +43,19 @@ def read_torch_file(path: str | os.PathLike) -> Mapping[str, StoredTensor]:
     path = Path(path)
     if not is_file(path):
         raise ValueError(f"{path} is not a file, expected weights: download the checkpoint again")
-    found = path.stat()
-    return _read(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+    return _read(path, _content(path))
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a file, mapped into memory; of a file from before PyTorch's zip format, in memory."""
     with _lock:
-        return _load(path)
+        return _load(path, _content(path))
+
+
+def _content(path: Path) -> tuple[int, ...]:
+    """Return what tells a file from another one that is at the same path later."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=2048)
@@ -65,7 +70,7 @@ def _read(path: Path, content: tuple[int, ...]) -> Mapping[str, StoredTensor]:
 
 # Threads that convert neighbouring layers read neighbouring files.
 @functools.lru_cache(maxsize=4)
-def _load(path: Path) -> dict[str, torch.Tensor]:
+def _load(path: Path, content: tuple[int, ...]) -> dict[str, torch.Tensor]:
     is_zip = zipfile.is_zipfile(path)
     if not is_zip:
         size = f"{path.stat().st_size / 1e6:,.0f} MB of memory"
