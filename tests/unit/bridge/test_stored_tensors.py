@@ -54,6 +54,13 @@ def test_what_is_stored_is_what_the_index_names(stored):
     stored.check_index()
 
 
+def test_other_weights_than_config_json_names_are_not_read(stored):
+    stored.check_index("model.safetensors.index.json")
+    refused = pytest.raises(ValueError, match="names the weights 'other.safetensors'")
+    with refused if stored.file("a") else nullcontext():
+        stored.check_index("other.safetensors")
+
+
 def test_shapes_dtypes_and_equal_values(stored):
     assert {name: (each.shape, each.dtype) for name, each in stored.items()} == {
         name: (each.shape, each.dtype) for name, each in TENSORS.items()

@@ -80,7 +80,7 @@ def account(
         return None
     result = Account(bridge, hf_pretrained, tasks)
     check_quantization(_name(hf_pretrained), hf_pretrained.config.to_dict(), result.stored)
-    result.stored.check_index()
+    result.stored.check_index(getattr(hf_pretrained.config, "transformers_weights", None))
     result.check_scales()
     result.check_parameters(bridge, model, tuple(allowed or ()))
     result.check_tensors(model[0].config)

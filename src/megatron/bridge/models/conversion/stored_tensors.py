@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from megatron.bridge.models.conversion import torch_files
-from megatron.bridge.models.conversion.hf_files import headers, some
+from megatron.bridge.models.conversion.hf_files import INDEX, headers, some
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource, StateDict
 
 
@@ -61,12 +61,22 @@ class StoredTensors(Mapping):
         """Return the name of the file that a tensor is in, or nothing for one that is in memory."""
         return self._files[name].name if name in self._files else ""
 
-    def check_index(self) -> None:
+    def check_index(self, named: str | None = None) -> None:
         """Check that the files hold what the index says. transformers reads every tensor, of two the last file's.
 
+        Args:
+            named: The weights that config.json names as `transformers_weights`: transformers reads no others.
+
         Raises:
-            ValueError: A file has a tensor that the index doesn't name, or has in another file.
+            ValueError: A file has a tensor that the index doesn't name, or has in another file; or other weights would
+                be read than config.json names.
         """
+        files = {file.name for file in self._files.values()}
+        if files and named not in (None, INDEX) and files != {named}:
+            raise ValueError(
+                f"config.json names the weights {named!r} (transformers_weights), and {some(files)} would be read: "
+                "remove that key, or the other weights"
+            )
         for name, file in self._others.items():
             if name in self._files:
                 raise ValueError(
