@@ -24,6 +24,7 @@ to GLM-4.5, and take each of them through the check.
     tests={
         "tests/unit/bridge/published_configs.py": "models/published_configs.py",
         "tests/unit/bridge/test_published_configs.py": "models/test_published_configs.py",
+        "tests/unit/bridge/test_config_values.py": "models/test_config_values.py",
     },
     stands_on=["config-check"],
 )

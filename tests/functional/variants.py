@@ -94,6 +94,7 @@ VARIANTS = [
         ("yarn, mscale alone", yarn(mscale=0.7)),
         ("yarn, mscale_all_dim alone", yarn(mscale_all_dim=0.7)),
         ("yarn, factor 1", yarn(1.0)),
+        ("yarn, original length beside it", rope("yarn", factor=4.0) | {"original_max_position_embeddings": 32}),
         ("llama3", llama3()),
         ("llama3, original", llama3(original=32), OTHER_ROPE, True),
         ("llama3, low", llama3(low=2.0), OTHER_ROPE),
@@ -159,6 +160,7 @@ VARIANTS = [
         ("yarn", yarn()),
         ("tied", {"tie_word_embeddings": True}),
         ("gelu", {"hidden_act": "gelu"}, GATED_GELU),
+        ("linear attention", {"layer_types": ["linear_attention"] * 4}, "refused: layer_types has 'linear_attention'"),
     ),
     *_rows(
         "qwen3-moe",
@@ -178,6 +180,7 @@ VARIANTS = [
         ("one expert, no norm_topk_prob", {"num_experts_per_tok": 1, "norm_topk_prob": False}),
         ("yarn", yarn()),
         ("tied", {"tie_word_embeddings": True}),
+        ("first_k_dense_replace, which it doesn't read", {"first_k_dense_replace": 2}),
     ),
     *_rows(
         "deepseek-v2",
@@ -221,6 +224,8 @@ VARIANTS = [
         ("two shared experts", {"n_shared_experts": 2}),
         ("head sizes", {"v_head_dim": 32, "qk_nope_head_dim": 24}),
         ("scaling factor", {"routed_scaling_factor": 1.0}),
+        ("scaling factor 0", {"routed_scaling_factor": 0.0}, "refused: routed_scaling_factor is 0.0"),
+        ("layer kinds of Qwen3, which it doesn't read", {"decoder_sparse_step": 2, "mlp_only_layers": [2]}),
     ),
     *_rows(
         "gpt-oss",

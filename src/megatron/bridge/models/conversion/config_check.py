@@ -93,6 +93,7 @@ def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
     yield from _heads(config, provider)
     yield from _activation(config, provider)
     yield from _kinds_of_layers(config, provider)
+    yield from _kinds_of_attention(config)
     yield from _differ("sliding_window", rope_scaling.windows(config), rope_scaling.megatron_windows(provider))
     yield from _rope(config, provider)
 
@@ -196,13 +197,20 @@ def _kinds_of_layers(config: Any, provider: Any) -> Iterator[str]:
     if kinds := getattr(config, "mlp_layer_types", None):
         sparse = [kind == "sparse" for kind in kinds]
     else:
-        dense, step = getattr(config, "mlp_only_layers", None) or (), getattr(config, "decoder_sparse_step", 1)
-        first = getattr(config, "first_k_dense_replace", 0)
+        read = {key: getattr(config, key, None) for key in _read(type(config))}
+        dense, step = read.get("mlp_only_layers") or (), read.get("decoder_sparse_step") or 1
+        first = read.get("first_k_dense_replace") or 0
         sparse = [i >= first and i not in dense and (i + 1) % step == 0 for i in range(layers)]
     frequency = provider.moe_layer_freq
     if isinstance(frequency, int):
         frequency = [i % frequency == 0 for i in range(layers)]
     yield from _differ("layers with experts", sparse, [bool(each) for each in frequency])
+
+
+def _kinds_of_attention(config: Any) -> Iterator[str]:
+    kinds = set(getattr(config, "layer_types", None) or ()) if "layer_types" in _read(type(config)) else set()
+    if others := kinds - {"full_attention", "sliding_attention"}:
+        yield f"layer_types has {min(others)!r}, expected 'full_attention' or 'sliding_attention'"
 
 
 def _rope(config: Any, provider: Any) -> Iterator[str]:

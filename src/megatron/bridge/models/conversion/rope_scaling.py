@@ -43,6 +43,10 @@ def rope_parameters(config: Any) -> dict[str, Any]:
     """Return the RoPE parameters of a config, in whichever of the two spellings its transformers has."""
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = found.get("rope_type") or found.get("type") or "default"
+    original = getattr(config, "original_max_position_embeddings", None)
+    if original and kind in ("llama3", "yarn", "longrope") and hasattr(config, "rope_parameters"):
+        # It goes first (`RotaryEmbeddingConfigMixin.standardize_rope_params` of transformers 5).
+        found = {**found, "original_max_position_embeddings": original}
     return {"rope_theta": getattr(config, "rope_theta", None), **found, "rope_type": kind}
 
 
