@@ -98,6 +98,7 @@ def test_what_is_the_same_changes_nothing(exported: Any, caplog: pytest.LogCaptu
         ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is True"),
         ({"num_experts": 4, "moe_router_topk": 2}, "num_experts is 4 in the checkpoint and None"),
         ({"num_layers": 3}, "num_layers is 3 by the args and 2 in the weights"),
+        ({"window_size": [7, 7]}, "windows is [[7, 7], [7, 7]]"),
     ],
 )
 def test_what_the_config_cannot_say_is_refused(exported: Any, change: dict[str, Any], words: str) -> None:
@@ -105,6 +106,29 @@ def test_what_the_config_cannot_say_is_refused(exported: Any, change: dict[str, 
     with pytest.raises(ValueError) as error:
         exported(bridge(), args)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+REMARKS = [
+    ({"rope_scaling_factor": 32.0}, "--rope-scaling-factor 32.0, which pretrain_gpt.py up to core 0.19 drops"),
+    ({"moe_expert_capacity_factor": 1.0}, "transformers' model drops no tokens"),
+    ({"spec": ["a.module", "a_spec"]}, "nothing compares these layers"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), REMARKS)
+def test_what_nothing_shows_is_said(
+    exported: Any, caplog: pytest.LogCaptureFixture, change: dict[str, Any], words: str
+) -> None:
+    values = vars(args_of(bridge("llama-3.1"))) | change
+    del values["bridge_provider"]  # Megatron-LM knows none
+    exported(bridge("llama-3.1"), Namespace(**values))
+    assert words in caplog.text
+
+
+def test_a_head_size_is_written_though_the_config_has_none(exported: Any) -> None:
+    """Qwen2's model reads it, and Qwen2's config has no default of it."""
+    config, _ = exported(bridge("qwen2"), Namespace(**vars(args_of(bridge("qwen2"))) | {"kv_channels": 24}))
+    assert config.head_dim == 24
 
 
 def test_a_dense_model_is_no_mixture_of_experts(exported: Any) -> None:

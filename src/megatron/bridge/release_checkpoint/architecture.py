@@ -36,7 +36,9 @@ UNSAID: dict[str, Any] = {
     **dict.fromkeys(("use_mup", "moe_apply_probs_on_input", "mtp_use_repeated_layer"), False),
     **dict.fromkeys(("experimental_attention_variant", "linear_attention_freq", "mrope_section", "softmax_scale")),
     **dict.fromkeys(("heterogeneous_layers_config_path", "heterogeneous_layers_config_encoded_json")),
-    "moe_router_topk_limited_devices": None,
+    **dict.fromkeys(("moe_router_topk_limited_devices", "moe_router_force_biased")),
+    **dict.fromkeys(("moe_mlp_glu_interleave_size", "moe_shared_expert_glu_interleave_size")),
+    "moe_router_force_load_balancing": False,
 }
 NOT_FUNCTION = frozenset(
     [
@@ -90,8 +92,11 @@ def facts(args: Namespace) -> dict[str, Any]:
     if "moe_ffn_hidden_size" in found and found["moe_ffn_hidden_size"] is None:
         found["moe_ffn_hidden_size"] = found.get("ffn_hidden_size")
     found |= {name: getattr(args, name) for name in UNSAID if hasattr(args, name)}
+    found |= {"add_qkv_bias": True} if found.get("add_bias_linear") else {}
     for name, value in (*_heads(args, latent), *_layers(args, experts)):
         found[name] = value
+    if all(found.get("sparse") or [False]):
+        found.pop("ffn_hidden_size", None)  # of dense layers, which it has none of
     if hasattr(args, "untie_embeddings_and_output_weights"):
         found["tied"] = not args.untie_embeddings_and_output_weights
     if hasattr(args, "swiglu"):
@@ -171,8 +176,10 @@ def _layers(args: Namespace, experts: int | None) -> Iterator[tuple[str, Any]]:
     layers = getattr(args, "num_layers", None) or 0
     if hasattr(args, "window_size"):
         size, skipped = args.window_size, getattr(args, "window_attn_skip_freq", None)
-        # MiMo-V2-Flash has a number, of the tokens themselves.
-        window = size if isinstance(size, int) else size and size[0] + 1
+        # MiMo-V2-Flash has a number, of the tokens themselves. A window of later tokens stays as it is.
+        window = list(size) if isinstance(size, tuple) else size
+        if isinstance(window, list) and window[0] >= 0 == window[1]:
+            window = window[0] + 1
         yield "windows", [window if size and _has_window(skipped, layer) else None for layer in range(layers)]
     if experts and hasattr(args, "moe_layer_freq"):
         frequency = args.moe_layer_freq or 1

@@ -29,7 +29,7 @@ _SPREAD = {"moe_router_load_balancing_type", "moe_aux_loss_coeff"}
 _FIXED = {"original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
 
 # GPTModel's default, which gpt_builders.py and gpt_config_from_args of core 0.19 don't change.
-_BUILT_ROPE_SCALING_FACTOR = 8.0
+BUILT_ROPE_SCALING_FACTOR = 8.0
 
 
 def megatron_lm_flags(args: Namespace, *, use_checkpoint_args: bool = False) -> list[str]:
@@ -109,9 +109,9 @@ def unsaid(args: Namespace) -> list[str]:
             "seq_len_interpolation_factor to GPTModel in gpt_builders.py"
         )
     factor = getattr(args, "rope_scaling_factor", None)
-    if getattr(args, "use_rope_scaling", False) and factor not in (None, _BUILT_ROPE_SCALING_FACTOR):
+    if getattr(args, "use_rope_scaling", False) and factor not in (None, BUILT_ROPE_SCALING_FACTOR):
         found.append(
-            f"Megatron-LM up to core 0.19 builds RoPE scaling with factor {_BUILT_ROPE_SCALING_FACTOR} and drops "
+            f"Megatron-LM up to core 0.19 builds RoPE scaling with factor {BUILT_ROPE_SCALING_FACTOR} and drops "
             f"--rope-scaling-factor {factor}: pass rope_scaling_factor to GPTModel in gpt_builders.py"
         )
     return found

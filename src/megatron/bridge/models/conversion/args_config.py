@@ -48,7 +48,7 @@ def config_of_args(megatron_path: str | os.PathLike) -> transformers.PretrainedC
     """
     payload = examine_payload(Path(resolve_checkpoint(megatron_path)))
     remedy = "pass the Hugging Face model that was trained with --hf-model"
-    said = facts(payload.args) if payload.args is not None else {}
+    said = vars(payload.args) | facts(payload.args) if payload.args is not None else {}
     if missing := [name for name in _NEEDED if said.get(name) is None]:
         raise ValueError(f"the args of {payload.path} don't say {', '.join(missing[:3])}: {remedy}")
     refused, families = [], SPARSE if said.get("num_experts") else DENSE

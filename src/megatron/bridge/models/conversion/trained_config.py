@@ -22,6 +22,7 @@ from megatron.bridge.models.hf_pretrained import source_config
 from megatron.bridge.release_checkpoint import weights
 from megatron.bridge.release_checkpoint.architecture import UNSAID, differ, facts
 from megatron.bridge.release_checkpoint.args import megatron_lm_args
+from megatron.bridge.release_checkpoint.flags import BUILT_ROPE_SCALING_FACTOR
 from megatron.bridge.release_checkpoint.layout import RUN_CONFIG, is_payload, resolve_checkpoint
 from megatron.bridge.release_checkpoint.payload import Payload, examine_payload
 
@@ -125,6 +126,8 @@ def _follow(bridge: "AutoBridge", config: Any, payload: Payload) -> dict[str, An
                 f"config.json of {text.model_type} can't say what was trained, transformers would compute another "
                 f"model: {'; '.join(wrong[:3])}. Train it with the flags that the import printed"
             )
+        for line in _remarks(args):
+            logger.warning("%s: %s", payload.path, line)
     else:
         after = bridge.to_megatron_provider(load_weights=False)
     shapes = Namespace(**vars(args or megatron_lm_args(after)) | {"padded_vocab_size": None})
@@ -151,6 +154,21 @@ def _args_of(payload: Payload) -> Namespace | None:
     if not hasattr(provider, "activation_func"):
         return None
     return Namespace(**vars(megatron_lm_args(provider)), vocab_size=getattr(provider, "vocab_size", None))
+
+
+def _remarks(args: Namespace) -> Iterator[str]:
+    """Give what a training may have computed otherwise than its export does."""
+    factor, capacity = (getattr(args, name, None) for name in ("rope_scaling_factor", "moe_expert_capacity_factor"))
+    of_megatron_lm = not hasattr(args, "bridge_provider")
+    if of_megatron_lm and getattr(args, "use_rope_scaling", False) and factor not in (None, BUILT_ROPE_SCALING_FACTOR):
+        yield (
+            f"its args have --rope-scaling-factor {factor}, which pretrain_gpt.py up to core 0.19 drops. If it was "
+            f"trained with that, unchanged, set the factor in config.json to {BUILT_ROPE_SCALING_FACTOR}"
+        )
+    if capacity is not None:
+        yield f"it was trained with --moe-expert-capacity-factor {capacity}, transformers' model drops no tokens"
+    if (spec := getattr(args, "spec", None)) and not getattr(args, "hybrid_layer_pattern", None):
+        yield f"it was trained with --spec {spec}, and nothing compares these layers with those of transformers"
 
 
 def _facts_of(provider: Any, trained: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def write(config: Any, name: str, trained: dict[str, Any]) -> None:
     elif name == "moe_router_pre_softmax" and hasattr(config, "norm_topk_prob"):
         config.norm_topk_prob = not value
     else:
-        key = next((key for key in _KEYS.get(name, ()) if hasattr(config, key)), None)
+        key = next((key for key in _KEYS.get(name, ()) if hasattr(config, key) or key == "head_dim"), None)
         # No family with experts has a model without.
         if key is not None and (name, value) != ("num_experts", None):
             setattr(config, key, value)
@@ -97,7 +97,9 @@ def _write_rope(config: Any, rope: dict[str, Any]) -> None:
     config.rope_scaling = None if kind == "default" else parameters
 
 
-def _write_windows(config: Any, windows: list[int | None]) -> None:
+def _write_windows(config: Any, windows: list[Any]) -> None:
+    if any(isinstance(each, (list, tuple)) for each in windows):
+        return  # transformers has no window of later tokens
     size = max((each for each in windows if each), default=None)
     if hasattr(config, "sliding_window"):
         config.sliding_window = size
