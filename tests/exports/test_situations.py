@@ -93,6 +93,12 @@ ROWS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "a window of later tokens": ("mistral", {"window-size": "7,7"}, "windows is [[7, 7]", "windows is [[7, 7]"),
     "a head size onto Qwen2": ("qwen2", QWEN2 | {"kv-channels": 24}, SAME, SAME),
     "routers at random": ("qwen3-moe", MOE | {"moe-router-force-load-balancing": True}, "force_load", "force_load"),
+    "Sinkhorn's routers": (
+        "qwen3-moe",
+        MOE | {"moe-router-load-balancing-type": "sinkhorn"},
+        "sinkhorn is True",
+        "sinkhorn is True",
+    ),
     "windows by layer": ("qwen2", QWEN2 | WINDOW | {"window-attn-skip-freq": 2}, SAME, SAME),
     "GELU": ("llama-3", {"swiglu": False}, "activation is 'another'", "activation is 'another'"),
     "biases": ("llama-3", {"disable-bias-linear": False}, SAME, SAME),

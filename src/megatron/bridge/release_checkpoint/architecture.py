@@ -44,7 +44,7 @@ NOT_FUNCTION = frozenset(
     [
         *("seq_length", "max_position_embeddings", "padded_vocab_size", "attention_dropout", "hidden_dropout"),
         *("apply_query_key_layer_scaling", "attention_softmax_in_fp32", "moe_router_dtype", "fp16", "bf16"),
-        *("moe_router_load_balancing_type", "moe_aux_loss_coeff"),
+        "moe_aux_loss_coeff",
     ]
 )
 """Args of the table of `args.py` that a training may choose. The vocabulary and lengths are not compared here."""
@@ -56,6 +56,7 @@ PUT_TOGETHER = frozenset(
         *("use_rope_scaling", "rope_scaling_factor", "rope_type", "rotary_scaling_factor", "mscale", "mscale_all_dim"),
         *("yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow", "no_rope_freq"),
         *("yarn_correction_range_round_to_int", "moe_router_num_groups", "moe_router_group_topk"),
+        "moe_router_load_balancing_type",
     ]
 )
 """Args of which several make one fact."""
@@ -186,6 +187,9 @@ def _layers(args: Namespace, experts: int | None) -> Iterator[tuple[str, Any]]:
         if isinstance(frequency, int):
             frequency = [int(layer % frequency == 0) for layer in range(layers)]
         yield "sparse", [bool(each) for each in frequency]
+    if experts and hasattr(args, "moe_router_load_balancing_type"):
+        # The others are losses, and this one chooses experts (TopKRouter.sinkhorn_load_balancing, core 0.19).
+        yield "sinkhorn", "sinkhorn" in (args.moe_router_load_balancing_type or ())
     if experts and hasattr(args, "moe_router_num_groups"):
         groups = _or(args, "moe_router_num_groups", 1)
         yield "moe_router_num_groups", groups

@@ -13,6 +13,7 @@ ROPE = DENSE | {"rotary_base": 10000, "position_embedding_type": "rope"}
 YARN = ROPE | {"position_embedding_type": "yarn", "rotary_scaling_factor": 4.0}
 WINDOW = DENSE | {"window_size": [7, 0]}
 EXPERTS = DENSE | {"num_experts": 4}
+BALANCED = EXPERTS | {"moe_router_load_balancing_type": "aux_loss"}
 SAME = [
     (DENSE | {"num_query_groups": 1, "group_query_attention": False}, DENSE | {"num_query_groups": 4}),
     (DENSE | {"kv_channels": None}, DENSE),
@@ -51,6 +52,17 @@ def test_two_spellings_of_one_model(one: dict, other: dict) -> None:
 )
 def test_another_encoding_of_positions(change: dict) -> None:
     assert differ(facts(Namespace(**ROPE))["rope"], facts(Namespace(**ROPE | change))["rope"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (WINDOW, WINDOW | {"window_size": [7, 7]}),
+        (BALANCED, BALANCED | {"moe_router_load_balancing_type": "sinkhorn"}),
+    ],
+)
+def test_another_model(one: dict, other: dict) -> None:
+    assert facts(Namespace(**one)) != facts(Namespace(**other))
 
 
 def test_args_that_are_missing_say_nothing() -> None:
