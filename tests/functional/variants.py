@@ -225,6 +225,7 @@ VARIANTS = [
         ("head sizes", {"v_head_dim": 32, "qk_nope_head_dim": 24}),
         ("scaling factor", {"routed_scaling_factor": 1.0}),
         ("scaling factor 0", {"routed_scaling_factor": 0.0}, "refused: routed_scaling_factor is 0.0"),
+        ("none of the groups", {"topk_group": 0}, "refused: topk_group is 0, expected another value"),
         ("layer kinds of Qwen3, which it doesn't read", {"decoder_sparse_step": 2, "mlp_only_layers": [2]}),
     ),
     *_rows(

@@ -62,8 +62,8 @@ _DENSE = _SIZES | {"intermediate_size": "ffn_hidden_size", "rms_norm_eps": "laye
 _NO_BIAS = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 # transformers masks with a window of no tokens, too.
 _NO_WINDOW = {"sliding_window": (0, -1)}
-# Megatron Core takes a factor of zero for none.
-_FACTOR = {"routed_scaling_factor": (0.0,), "router_scaling_factor": (0.0,)}
+# Megatron Core takes zero for none.
+_ZERO = {"routed_scaling_factor": (0.0,), "router_scaling_factor": (0.0,), "topk_group": (0,)}
 # What these families don't read, and Bridge's providers do.
 _NO_GROUPS = {"n_group": (None, 1), "topk_group": (None, 1)}
 _SOFTMAX = _NO_GROUPS | {"scoring_func": ("softmax",), "routed_scaling_factor": (None, 1.0)}
@@ -89,7 +89,7 @@ _LATENT = {
 }
 _SHARED = {"n_shared_experts": ("moe_intermediate_size", "moe_shared_expert_intermediate_size")}
 # Megatron Core normalizes the scores of several experts, and leaves that of a single one as it is.
-_SIGMOID = _FACTOR | {"num_experts_per_tok": (1,)}
+_SIGMOID = _ZERO | {"num_experts_per_tok": (1,)}
 _NORMALIZED = {"norm_topk_prob": (True,), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)}
 
 FAMILIES = {
@@ -115,7 +115,7 @@ FAMILIES = {
             "scoring_func": ("softmax",),
             "topk_method": ("greedy", "group_limited_greedy"),
         },
-        never=_FACTOR,
+        never=_ZERO,
     ),
     "deepseek_v3": Keys(
         _ROUTED | _LATENT,
