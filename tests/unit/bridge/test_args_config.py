@@ -11,7 +11,7 @@ from tiny_models import hf_config
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion import args_config, trained_config
-from megatron.bridge.release_checkpoint.architecture import facts
+from megatron.bridge.release_checkpoint.architecture import differ, facts
 from megatron.bridge.release_checkpoint.args import megatron_lm_args
 
 
@@ -72,3 +72,26 @@ def test_args_that_no_family_has_are_refused(made: Any, change: dict[str, Any], 
 def test_a_checkpoint_without_args_is_refused(made: Any) -> None:
     with pytest.raises(ValueError, match="don't say num_layers, hidden_size"):
         made(None)
+
+
+ROPE = {"rotary_base": 10000, "position_embedding_type": "rope"}
+WINDOW = {"num_layers": 2, "window_size": [7, 0]}
+EXPERTS = {"num_layers": 2, "num_experts": 4, "moe_router_load_balancing_type": "aux_loss"}
+
+
+@pytest.mark.parametrize(
+    ("args", "change"),
+    [
+        (ROPE, {"rotary_base": 20000}),
+        (ROPE, {"rotary_percent": 0.5}),
+        (ROPE, {"use_rope_scaling": True}),
+        (ROPE, {"rotary_seq_len_interpolation_factor": 4}),
+        (ROPE, {"position_embedding_type": "learned_absolute"}),
+        (ROPE, {"no_rope_freq": [0, 1]}),
+        (WINDOW, {"window_size": [7, 7]}),
+        (EXPERTS, {"moe_router_load_balancing_type": "sinkhorn"}),
+    ],
+)
+def test_args_of_another_model(args: dict, change: dict) -> None:
+    one, other = facts(Namespace(**args)), facts(Namespace(**args | change))
+    assert [name for name in one if differ(one[name], other[name])]
