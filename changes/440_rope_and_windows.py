@@ -45,7 +45,7 @@ GPTModelProvider with one RoPE.
                     assign("provider"),
                     "from megatron.bridge.models.conversion.rope_scaling import carry_over\n"
                     "\n"
-                    'carry_over(provider, getattr(self.hf_pretrained, "config", self.hf_pretrained))\n',
+                    "carry_over(provider, self.hf_pretrained)\n",
                 ),
             ],
         ),

@@ -2,7 +2,7 @@
 """`import megatron.bridge` imports nothing until a name is used."""
 
 from fork.change import Change
-from fork.edits import File, wrap_imports
+from fork.edits import File, call, imports, insert_before, wrap_imports
 
 
 LAZY = """
@@ -11,6 +11,14 @@ from megatron.bridge.utils.lazy_imports import lazy_imports
 
 with lazy_imports(__name__):
     {}
+"""
+
+# ModelOpt imports Megatron Core, and up to 0.46 Bridge too: it has to come first where a package imports its modules.
+MODELOPT = """
+try:
+    import modelopt.torch  # noqa: F401
+except ImportError:
+    pass
 """
 
 change = Change(
@@ -26,6 +34,18 @@ used, by the module-level `__getattr__` of PEP 562.
     why="A module below megatron.bridge that needs no torch imports in milliseconds.",
     edits=[
         File("__init__.py", [wrap_imports(LAZY)]),
+        File(
+            "models/__init__.py",
+            [
+                insert_before(
+                    "",
+                    imports("megatron.bridge.models.bailing"),
+                    MODELOPT,
+                    done=call("lazy_imports"),
+                    releases=">=0.7",
+                )
+            ],
+        ),
     ],
     modules=["utils/lazy_imports.py"],
     problem="""\
@@ -37,6 +57,11 @@ metadata pays for all of that.
     changes=[
         "`import megatron.bridge` takes milliseconds and imports no torch; `AutoBridge` and the other names of the "
         "package are imported when they are used.",
+    ],
+    notes=[
+        "`import modelopt.torch` moves into `megatron.bridge.models`, which still imports its modules at once. ModelOpt 0.46 "
+        "imports Bridge, and failed when that was half imported (#5192). Packages that import nothing have no such cycle, "
+        "so the import goes with the change that makes `megatron.bridge.models` lazy.",
     ],
     tested=["Every public name of the package is there; a module below it imports without torch."],
     tests={"tests/unit/bridge/test_lazy_imports.py": "utils/"},

@@ -410,11 +410,14 @@ def add_import(statement: str, *, releases: str = "") -> Edit:
     return Edit(f"add {syntax.fold(statement)!r}", apply, releases, shared=True)
 
 
+_IMPORT = m.SimpleStatementLine(body=[m.Import()])
+
+
 def wrap_imports(template: str, *, releases: str = "") -> Edit:
     """Moves the `from` imports at module level, all together, to where `template` has a line {}.
 
     An import that `template` brings along stays out of it. `import package.module`, which an `__init__` has for what
-    the module does when it is imported, goes.
+    the module does when it is imported, goes, and so does one that may fail.
     """
     new = syntax.parse_statements(template.replace("{}", syntax.HOLE))
     hole = m.SimpleStatementLine(body=[m.Expr(value=m.Name(syntax.HOLE))])
@@ -426,7 +429,7 @@ def wrap_imports(template: str, *, releases: str = "") -> Edit:
             if len(present) < sum(isinstance(each, cst.SimpleStatementLine) for each in new):
                 raise EditError("expected imports at module level, found none")
             return module
-        plain = [line for line in module.body if m.matches(line, m.SimpleStatementLine(body=[m.Import()]))]
+        plain = [line for line in module.body if m.matches(line, _IMPORT | m.Try(body=m.IndentedBlock([_IMPORT])))]
         first = min(moved + plain, key=module.body.index)
         # A blank line stays one, without white space, in the block too.
         empty = m.EmptyLine(comment=None)

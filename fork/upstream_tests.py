@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,8 @@ class Comparison:
     @cached_property
     def _server(self) -> subprocess.Popen:
         command = [str(self.python), __file__]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        # A test that asks the hub would tell of the network, after waits of minutes where there is none.
+        environment = {"HF_HUB_OFFLINE": "1", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -165,8 +167,11 @@ def _serve() -> None:
     for line in sys.stdin:
         tree, folder, *files = shlex.split(line)
         if not (child := os.fork()):
+            os.setpgid(0, 0)
             os._exit(_run_pytest(Path(tree), Path(folder), files))
         os.waitpid(child, 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # what the tests have started and not ended
         for name in _read_lines(Path(folder, LOADED)):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)

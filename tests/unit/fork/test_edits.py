@@ -514,6 +514,10 @@ CASES = {
         """A package."""
 
         # What it gives.
+        try:
+            import pkg.optional
+        except ImportError:
+            pass
         import pkg.z  # registers
         from pkg.a import y
 

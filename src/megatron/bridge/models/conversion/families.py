@@ -37,6 +37,7 @@ FAMILIES = {
     "HYV3ForCausalLM": "models.hy_v3.hy_v3_bridge",
     "KimiK25ForConditionalGeneration": "models.kimi_vl.kimi_k25_vl_bridge",
     "KimiK2ForCausalLM": "models.kimi.kimi_bridge",
+    "KimiK3ForConditionalGeneration": "models.kimi.kimi_k3_bridge",
     "LlamaForCausalLM": "models.llama.llama_bridge",
     "MiMoForCausalLM": "models.mimo.mimo_bridge",
     "MiMoV2FlashForCausalLM": "models.mimo_v2_flash.mimo_v2_flash_bridge",
@@ -48,6 +49,7 @@ FAMILIES = {
     "NemotronHForCausalLM": "models.nemotronh.nemotron_h_bridge",
     "NemotronH_Nano_Omni_Reasoning_V3": "models.nemotron_omni.nemotron_omni_bridge",
     "NemotronH_Nano_VL_V2": "models.nemotron_vl.nemotron_vl_bridge",
+    "NemotronH_Super_Omni_Reasoning_V3": "models.nemotron_omni.nemotron_omni_bridge",
     "NemotronLabsDiffusionModel": "diffusion.conversion.nemotron_labs_diffusion.nemotron_labs_diffusion_bridge",
     "OlmoeForCausalLM": "models.olmoe.olmoe_bridge",
     "Qwen2AudioForConditionalGeneration": "models.qwen_audio.qwen2_audio_bridge",
@@ -63,6 +65,7 @@ FAMILIES = {
     "Qwen3VLMoeForConditionalGeneration": "models.qwen_vl.qwen3_vl_bridge",
     "Qwen3_5ForCausalLM": "models.qwen.qwen35_bridge",
     "Qwen3_5ForConditionalGeneration": "models.qwen_vl.qwen35_vl_bridge",
+    "Qwen3_5ForTokenClassification": "models.qwen_vl.qwen35_vl_bridge",
     "Qwen3_5MoeForCausalLM": "models.qwen.qwen35_bridge",
     "Qwen3_5MoeForConditionalGeneration": "models.qwen_vl.qwen35_vl_bridge",
     "SarvamMLAForCausalLM": "models.sarvam.sarvam_mla_bridge",
@@ -70,7 +73,10 @@ FAMILIES = {
     "Step3p5ForCausalLM": "models.stepfun.step35_bridge",
     "Step3p7ForConditionalGeneration": "models.stepfun.step37_bridge",
 }
-"""The module below megatron.bridge that registers an architecture. What is missing here is found by importing all."""
+"""The module below megatron.bridge that registers an architecture.
+
+An architecture that is missing here is found by importing all modules. Some versions of Bridge lack some of these.
+"""
 
 _WITH_CONFIGS = (
     "models.bailing.bailing_moe2_bridge",

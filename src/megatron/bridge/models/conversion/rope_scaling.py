@@ -59,13 +59,14 @@ def windows(config: Any) -> list[int | None]:
     return [window if config.model_type in _WINDOWS_IN_ALL else None] * config.num_hidden_layers
 
 
-def carry_over(provider: Any, config: Any) -> None:
+def carry_over(provider: Any, source: Any) -> None:
     """Give a provider the RoPE scaling and the sliding windows of the config that it was made from.
 
     Args:
         provider: What a bridge's `provider_bridge` has returned. It is left as it is unless it is of `FAMILIES`.
-        config: The Hugging Face config.
+        source: The Hugging Face model, or its config.
     """
+    config = getattr(source, "config", source)
     if config.model_type not in FAMILIES:
         return
     config = own_config(config)

@@ -17,7 +17,7 @@ modules. Stand-ins have these, and compute nothing.
     why="A checkpoint has the layout of Transformer Engine's modules, and a conversion computes nothing with them.",
     modules=["host/stand_ins.py"],
     issues=[3295],
-    stands_on=["accelerator"],
+    stands_on=["accelerator", "lazy-models"],
     problem=(
         "On a host without Transformer Engine or a GPU, most architectures of AutoBridge can't be converted: Gemma 2 and 3, "
         "EXAONE 4, MiniMax-M2, ERNIE 4.5, Qwen3-Next, Qwen3-VL, Nemotron-H, and others ask for its modules by name."
