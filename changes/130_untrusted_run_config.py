@@ -58,8 +58,8 @@ by which Bridge's own providers name their layers.
     changes=[
         "Only what the config of a model or a tokenizer needs is instantiated from `run_config.yaml`.",
         "Anything else is refused with one line. `TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1` loads it.",
-        "A private function of Bridge's own that makes a layer spec is allowed: the run configs of DeepSeek-V4, ERNIE 4.5, "
-        "EXAONE MoE, and Gemma 4 name one, and were refused when they were read back.",
+        "A private function of Bridge's own that makes a layer spec is allowed: the run configs of DeepSeek-V4 and ERNIE 4.5 "
+        "name one, and were refused when they were read back, as were those of EXAONE MoE that Bridge 0.6 wrote.",
     ],
     unchanged=["The run configs of all families that Bridge converts load as before."],
     tested=[
