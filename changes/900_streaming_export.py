@@ -130,7 +130,7 @@ if streaming:
             [
                 pass_argument(
                     f"TestAutoBridge.{test}",
-                    call("AutoBridge.export_ckpt.__wrapped__"),
+                    call("unwrap(AutoBridge.export_ckpt)"),
                     "streaming=False",
                     releases=releases,
                 )
