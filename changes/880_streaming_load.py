@@ -60,6 +60,20 @@ parameter.
     unchanged=["`load_megatron_model` without `streaming=True`."],
     changes=["`load_megatron_model(streaming=True)` returns a model whose parameters are read when they are used."],
     tested=["Such a model has the values of a model that is loaded as before."],
+    upstream_tests=[
+        File(
+            "tests/unit_tests/training/test_model_load_save.py",
+            # It stands for build_and_load_model.
+            [
+                add_parameter(
+                    "TestLoadMegatronModel.test_default_load_builds_all_layers_on_one_rank._built_layer_count",
+                    "streaming=False",
+                    keyword_only=True,
+                    releases=">=0.7",
+                )
+            ],
+        )
+    ],
     tests={"tests/unit/bridge/test_streaming_load.py": "models/"},
     stands_on=["other-formats-export", "transformer-engine-keys", "export-account"],
 )
