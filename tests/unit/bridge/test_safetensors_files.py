@@ -59,6 +59,34 @@ def test_several_threads_write_one_file(tmp_path, monkeypatch):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
+@pytest.mark.parametrize(("local", "whole"), [("2", False), ("1", True)], ids=["of one host", "of two hosts"])
+def test_ranks_divide_tensors_or_files(tmp_path, monkeypatch, local, whole):
+    """Here one after the other. Two hosts write no file together."""
+    files = {name: "a.safetensors" if at < 7 else "b.safetensors" for at, name in enumerate(TENSORS)}
+    written = []
+    write = safetensors_files._write
+    monkeypatch.setattr(
+        safetensors_files, "_write", lambda places, advance: (written.extend(places), write(places, advance))
+    )
+    monkeypatch.setattr(safetensors_files, "get_world_size_safe", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(safetensors_files, "get_rank_safe", lambda rank=rank: rank)
+        save_files(TENSORS, files, tmp_path)
+        shares.append([(place.file.name, place.tensor.nbytes) for place in written])
+        written.clear()
+    assert all(shares) and sum(map(len, shares)) == len(TENSORS)
+    first, second = ({file for file, _ in share} for share in shares)
+    assert whole == first.isdisjoint(second)
+    if not whole:
+        first, second = (sum(size for _, size in share) for share in shares)
+        assert abs(first - second) <= max(tensor.nbytes for tensor in TENSORS.values())
+    for file in ("a.safetensors", "b.safetensors"):
+        save_file({name: TENSORS[name] for name in TENSORS if files[name] == file}, tmp_path / "expected")
+        assert (tmp_path / file).read_bytes() == (tmp_path / "expected").read_bytes()
+
+
 def test_files_and_index_are_those_of_the_source(tmp_path, source):
     save_like(source, FILES, TENSORS, tmp_path / "out", strict=True)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())

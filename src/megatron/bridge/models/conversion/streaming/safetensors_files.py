@@ -3,6 +3,7 @@
 
 import json
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -84,14 +85,14 @@ def save_split(tensors: Mapping[str, torch.Tensor], folder: str | Path, max_shar
 
 
 def save_files(tensors: Mapping[str, torch.Tensor], files: Mapping[str, str], folder: str | Path) -> None:
-    """Write tensors, each into the file that `files` names. Collective: ranks divide the files."""
+    """Write tensors, each into the file that `files` names. Collective: ranks divide them by bytes."""
     check_space(Path(folder), sum(tensors[name].nbytes for name in files))
     contents: dict[str, dict[str, PiecewiseTensor]] = defaultdict(dict)
     for name, file in files.items():
         if Path(file).is_absolute() or ".." in Path(file).parts:
             raise ValueError(f"{file!r} is not in the folder of the model. Download its index again.")
         contents[file][name] = PiecewiseTensor.wrap(tensors[name])
-    places = [place for file in _own(contents) for place in _start(Path(folder, file), contents[file])]
+    places = _own(Path(folder), contents)
     sizes = [place.tensor.nbytes for place in places]
     total = sum(sizes)
     threads = min(execute.processors(), 1 + total // execute.BYTES_PER_THREAD)
@@ -101,11 +102,30 @@ def save_files(tensors: Mapping[str, torch.Tensor], files: Mapping[str, str], fo
         dist.barrier()
 
 
-def _own(contents: Mapping[str, Mapping[str, torch.Tensor]]) -> list[str]:
-    """Return the files that this rank writes, whole: a network file system may mix up what two hosts write to one."""
-    files = list(contents)
-    sizes = [sum(tensor.nbytes for tensor in contents[file].values()) for file in files]
-    return [files[at] for at in execute.shares(sizes, get_world_size_safe())[get_rank_safe()]]
+def _own(folder: Path, contents: Mapping[str, Mapping[str, PiecewiseTensor]]) -> list[_Place]:
+    """Make the files, and return the tensors that this rank writes.
+
+    Ranks of one host divide the tensors. Those of several hosts divide the files: a network file system may mix up
+    what two hosts write to one.
+    """
+    ranks, rank = get_world_size_safe(), get_rank_safe()
+    is_one_host = ranks == 1 or os.environ.get("LOCAL_WORLD_SIZE") == str(ranks)
+    files = {folder / name: tensors for name, tensors in contents.items()}
+    if not is_one_host:
+        sizes = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in files.values()]
+        own = {list(files)[at] for at in execute.shares(sizes, ranks)[rank]}
+        files = {file: tensors for file, tensors in files.items() if file in own}
+    places = []
+    for file, tensors in files.items():
+        header, offsets, size = _plan(tensors)
+        if rank == 0 or not is_one_host:
+            _start(file, header, size)
+        places += [_Place(file, offset, tensors[name]) for name, offset in offsets.items()]
+    if not is_one_host:
+        return places
+    if dist.is_initialized():
+        dist.barrier()
+    return [places[at] for at in execute.shares([place.tensor.nbytes for place in places], ranks)[rank]]
 
 
 def save_index(metadata: Mapping[str, Any], files: Mapping[str, str], folder: str | Path, indent: int) -> None:
@@ -115,9 +135,8 @@ def save_index(metadata: Mapping[str, Any], files: Mapping[str, str], folder: st
     Path(folder, INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": files}, indent=indent))
 
 
-def _start(file: Path, tensors: Mapping[str, PiecewiseTensor]) -> list[_Place]:
-    """Write the header of a file, make room for the tensors, and return where they go."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def _plan(tensors: Mapping[str, PiecewiseTensor]) -> tuple[bytes, dict[str, int], int]:
+    """Return the header of a file, where each tensor goes in it, and its size."""
     header: dict[str, dict[str, Any]] = {}
     offset = 0
     for name, entry in _order(tensors).items():
@@ -127,10 +146,16 @@ def _start(file: Path, tensors: Mapping[str, PiecewiseTensor]) -> list[_Place]:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
+    offsets = {name: start + entry["data_offsets"][0] for name, entry in header.items()}
+    return len(text).to_bytes(8, "little") + text, offsets, start + offset
+
+
+def _start(file: Path, header: bytes, size: int) -> None:
+    """Write the header of a file, and make room for the tensors."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(start + offset)
-    return [_Place(file, start + entry["data_offsets"][0], tensors[name]) for name, entry in header.items()]
+        stream.write(header)
+        stream.truncate(size)
 
 
 def _order(tensors: Mapping[str, PiecewiseTensor]) -> dict[str, dict[str, Any]]:
