@@ -106,6 +106,15 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, tmp_path):
     assert [first for file, first in hub.asked if file == "model.safetensors"] == [0, 20 << 20]
 
 
+@pytest.mark.parametrize("variables", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_what_was_downloaded_is_there_without_network(hub, tmp_path, variables):
+    model = write(tmp_path / "model", **BESIDE, **{"model.safetensors": "1"})
+    for revision in ("main", "v2"):
+        hub.add("me/m", model, revision)
+    asked = (["me/m"], ["me/m", "v2"], ["me/m", commit_of("main")])
+    assert lines(hub, *asked) == lines(hub, *asked, **variables)
+
+
 def test_what_cannot_be_downloaded_is_told_in_one_line(hub, tmp_path):
     hub.add("me/m", write(tmp_path / "model", config_dot_json="{}"))
     hub.token = "secret"

@@ -42,13 +42,15 @@ def download(
         OSError: It can't be downloaded now.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     options: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
     with in_one_line(model, revision):
         try:
             found = HfApi().model_info(model, revision=revision, token=token)
-        except (OfflineModeIsEnabled, ConnectionError):
+        except (HfHubHTTPError, ValueError):
+            raise
+        except Exception:  # the network's, of whatever library asks
             return Path(snapshot_download(model, revision=revision, local_files_only=True, cache_dir=cache_dir))
         names = [each.rfilename for each in found.siblings or ()]
         weights = next((name for name in _WEIGHTS if name in names), None)
@@ -62,7 +64,13 @@ def download(
             wanted |= {weights, *index["weight_map"].values()}
         else:
             wanted.add(weights)
-        return Path(snapshot_download(model, revision=found.sha, allow_patterns=sorted(wanted), **options))
+        folder = Path(snapshot_download(model, revision=found.sha, allow_patterns=sorted(wanted), **options))
+    # Of a commit the hub's library notes no name, and without network it looks for one.
+    if revision != found.sha:
+        note = folder.parents[1] / "refs" / (revision or "main")
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(folder.name)
+    return folder
 
 
 @contextmanager
