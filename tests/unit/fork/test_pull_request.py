@@ -539,6 +539,16 @@ def test_what_travels_says_nothing_that_is_true_here_only(where: str):
 
 
 STEPS = "def test_step():\n    assert {value}\n\n\ndef test_other():\n    assert False\n"
+LEAVING = """
+import os
+import subprocess
+
+
+def test_leaving():
+    process = subprocess.Popen(["sleep", "600"])
+    with open(os.environ["STARTED"], "a") as file:
+        file.write(f"{process.pid} {os.environ['HF_HUB_OFFLINE']}\\n")
+"""
 
 
 @pytest.mark.parametrize(
@@ -556,6 +566,21 @@ def test_tests_of_what_is_touched_have_to_pass_as_before(make, checkout: Path, c
     with nullcontext() if not lost else pytest.raises(ForkError, match="\n".join(map(re.escape, lost))):
         make(upstream_tests=[File("tests/unit_tests/test_saving.py", [edit])], check=Path(sys.executable))
     assert (state(checkout) == before) is bool(lost)
+
+
+def test_tests_ask_no_hub_and_leave_no_process(make, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (checkout / "src/megatron/bridge/peft").mkdir()
+    (checkout / "src/megatron/bridge/peft/lora_layers.py").write_text("")
+    (checkout / "tests/unit_tests/test_saving.py").write_text(f"{STEPS.format(value='1')}\n{LEAVING}")
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "--message=tests")
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    edit = replace_node("test_step", expression("1"), "2")
+    make(upstream_tests=[File("tests/unit_tests/test_saving.py", [edit])], check=Path(sys.executable))
+    started = [line.split() for line in (tmp_path / "started").read_text().splitlines()]
+    assert len(started) == 2 and {offline for _, offline in started} == {"1"}
+    state_of = [Path("/proc", pid, "stat") for pid, _ in started]
+    assert not [path for path in state_of if path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"]
 
 
 def test_tests_of_a_commit_are_those_that_it_touches_and_those_named_after_its_modules(tmp_path: Path):
