@@ -5,6 +5,13 @@ from fork.change import Change
 from fork.edits import File, add_import, call, decorate, pass_argument
 
 
+# They load a checkpoint that isn't there, and so overrides nothing.
+LOADS = {
+    "test_export_ckpt_basic": ("mock_load_megatron_model", ""),
+    "test_export_ckpt_with_kwargs": ("mock_load_megatron_model", ""),
+    "test_export_ckpt_preserves_existing_distributed_context": ("mock_load", ">=0.7"),
+}
+
 change = Change(
     name="trained-config",
     message="""\
@@ -50,5 +57,19 @@ the config can say, and refuse what it can't.
     unchanged=["The export of a checkpoint whose args are those of its config."],
     tested=["Megatron-LM trains with changed values; transformers' logits of the export equal Megatron-LM's."],
     stands_on=["trained-keys", "trained-checkpoints", "config-check", "payload-facts", "source-config"],
+    upstream_tests=[
+        File(
+            "tests/unit_tests/models/test_auto_bridge.py",
+            [
+                pass_argument(
+                    f"TestAutoBridge.{test}",
+                    call(f"{mock}.assert_called_once_with"),
+                    "mp_overrides={}",
+                    releases=releases,
+                )
+                for test, (mock, releases) in LOADS.items()
+            ],
+        )
+    ],
     tests={"tests/unit/bridge/test_trained_config.py": "models/conversion/test_trained_config.py"},
 )

@@ -23,6 +23,7 @@ MOCKS = {
     "_make_fake_source": ("source", ">=0.7"),
     "TestAutoBridge.test_save_hf_weights_filters_quantizer_tensors": ("mock_source", ""),
     "TestAutoBridge.test_save_hf_weights_no_sidecar_when_not_quantized": ("mock_source", ""),
+    "TestAutoBridge.test_save_hf_weights_ignores_mtp_source_keys_when_mtp_disabled": ("mock_source", ">=0.7"),
 }
 # They expect what is not strict.
 EXPORTS = {
