@@ -286,8 +286,7 @@ ROWS: dict[str, Row] = {
         values={"text_config": {"rope_parameters": _MINISTRAL, "model_type": "ministral3"}}
     ),
     "Mistral3ForConditionalGeneration with a text model of Mistral": Row(
-        values={"text_config": {"model_type": "mistral", "sliding_window": None}},
-        reason="llama_4_scaling_beta",  # Bridge's model is Ministral 3's
+        values={"text_config": {"model_type": "mistral", "sliding_window": None}}
     ),
     "MistralForCausalLM": Row(),
     "NemotronForCausalLM": Row(values={"num_key_value_heads": 2}),
