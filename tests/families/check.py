@@ -102,7 +102,10 @@ def table(rows: dict[str, dict]) -> str:
     for name in sorted([*RESULTS, *variants]):
         back, keys = words(rows.get(name))
         if name in variants:
-            lines.append(f"- {name}: {back}, keys {keys}.")
+            reason = tiny.ROWS[name].reason
+            lines.append(
+                f"- {name}: {back}" + (f", keys {keys}" if keys else "") + (f": {reason}." if reason else ".")
+            )
         elif back != "exact":
             lines.append(f"- {name}: {RESULTS[name]}.")
     return "\n".join(lines)
