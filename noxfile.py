@@ -270,25 +270,19 @@ def _versions(session: nox.Session, command: str, *arguments: str) -> None:
 
 
 @nox.session(python=PYTHON, requires=["build"])
-def transformer_engine(session: nox.Session) -> None:
-    """Load what converts on the CPU into Transformer Engine's modules: `-- FAMILY …`; writes docs/compatibility.md."""
-    _install_patched(session)
-    _install_transformer_engine(session)
-    _keep_bytecode(session)
-    families = _arguments(session)[1]
-    session.run("python", "tests/with_transformer_engine/load_families.py", "--page=docs/compatibility.md", *families)
-
-
-@nox.session(python=PYTHON, requires=["build"])
 def families(session: nox.Session) -> None:
     """Take a tiny model of each family out and back: `-- ARCHITECTURE …`; writes docs/compatibility.md.
 
-    A run that was stopped goes on, if the build is the same.
+    A run that was stopped goes on, if the build is the same. Without arguments, it then loads releases of what
+    converts with Megatron Core's own layers into Transformer Engine's modules.
     """
     _install_patched(session)
     _install_transformer_engine(session)
     _keep_bytecode(session)
-    session.run("python", "tests/families/check.py", "--page=docs/compatibility.md", *_arguments(session)[1])
+    page, given = "--page=docs/compatibility.md", _arguments(session)[1]
+    session.run("python", "tests/families/check.py", page, *given)
+    if not given:
+        session.run("python", "tests/with_transformer_engine/load_families.py", page)
 
 
 @nox.session(python=PYTHON, requires=["build"])

@@ -5,7 +5,7 @@
 
 This process has no Transformer Engine, like a user's host. It imports a tiny model of each family. Another process
 (`load_release.py`) loads the release checkpoints and saves the models. It finds Transformer Engine's Python code in
-the folder that `TRANSFORMER_ENGINE` names. This process exports the saved checkpoints. `nox -s transformer_engine`
+the folder that `TRANSFORMER_ENGINE` names. This process exports the saved checkpoints. `nox -s families`
 sets everything up.
 """
 
@@ -171,9 +171,7 @@ def main() -> None:
     if unknown := set(given.families) - set(release_families.FAMILIES):
         parser.error(f"found {', '.join(sorted(unknown))}; expected some of {', '.join(release_families.FAMILIES)}")
     if FOLDER_VARIABLE not in os.environ:
-        parser.error(
-            f"{FOLDER_VARIABLE} is not set to the folder of Transformer Engine: run nox -s transformer_engine"
-        )
+        parser.error(f"{FOLDER_VARIABLE} is not set to the folder of Transformer Engine: run nox -s families")
     # These warnings are for the maintainers of the packages.
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets the tests import what the session transformer_engine runs."""
+"""Lets the tests import what the session families runs."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of Transformer Engine's modules load what was written without it, and the check finds what they can't load.
 
-`nox -s transformer_engine` has every family. One process loads all releases here, for its start is what takes time.
+`nox -s families` has every family. One process loads all releases here, for its start is what takes time.
 """
 
 import os
