@@ -7,6 +7,7 @@ A subcommand imports torch and AutoBridge when it runs, and only if it needs the
 import importlib
 import importlib.util
 import signal
+from typing import Any
 
 import click
 
@@ -33,6 +34,17 @@ class _Group(click.Group):
         if name not in self.list_commands(ctx):
             return None
         return importlib.import_module(f"{__name__}.{SUBCOMMANDS[name]}").command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand. Of several ranks that are interrupted, none says so: whoever started them does."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            from megatron.bridge.host import processes
+
+            if processes.in_group():
+                raise SystemExit(1) from None
+            raise
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,7 +13,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -72,23 +73,44 @@ def run(function: Callable[..., None], arguments: tuple, count: int, preload: st
     import torch.multiprocessing as torch_processes
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = torch_processes.start_processes(
-        _on_rank, (count, store.port, function, arguments), count, join=False, start_method="forkserver"
-    )
+    started: list[BaseProcess] = []
     try:
-        failed = _first_to_fail(context.processes)
+        with _interrupted_later():
+            # A process that was started without its work would let the others wait for it.
+            started += torch_processes.start_processes(
+                _on_rank, (count, store.port, function, arguments), count, join=False, start_method="forkserver"
+            ).processes
+        failed = _first_to_fail(started)
     finally:
-        _end(context.processes)
+        with _interrupted_later():
+            _end(started)
     if failed is None:
         return
-    if store.add(_FAILED, 0):
+    if store.check([_FAILED]):
         raise SystemExit(1)
-    code = context.processes[failed].exitcode
+    code = started[failed].exitcode
     ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     hint = " It may have run out of memory." if code == -signal.SIGKILL else ""
     raise ChildProcessError(
         f"process {failed + 1} of {count} ended with {ended} before it was done.{hint} Run the command again."
     )
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Handle signals that interrupt this process at the end of the block."""
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _first_to_fail(processes: Sequence[BaseProcess]) -> int | None:
@@ -140,7 +162,7 @@ def _end_with_caller() -> None:
 
 
 def has_to_say(error: BaseException) -> bool:
-    """Return whether this process is the one that reports an error. In a group, that is the first one to fail."""
+    """Return whether this process is the one that reports an error. In a group, that is the first one to ask."""
     if not in_group():
         return True
     if isinstance(error, KeyboardInterrupt):
@@ -162,7 +184,9 @@ def _speaks_first() -> bool:
         store: Any = dist.TCPStore(
             os.environ[_ADDRESS], int(os.environ[_PORT]), is_master=False, timeout=timedelta(seconds=5)
         )
-        return store.add(_FAILED, 1) == 1
+        # A rank may ask twice, and so may a process that it has started.
+        rank = os.environ["RANK"]
+        return store.compare_set(_FAILED, "", rank) == rank.encode()
     except Exception:
         # Whoever held the store is gone.
         return True

@@ -12,6 +12,7 @@ import pytest
 
 SCRIPT = """\
 import os, signal, sys, time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from megatron.bridge.host import processes
@@ -43,7 +44,14 @@ def share(case, folder):
         staged.unlink()
 
 
+def start_interrupted(process, start=BaseProcess.start):
+    start(process)
+    signal.raise_signal(signal.SIGINT)
+
+
 if __name__ == "__main__":
+    if "start" in sys.argv[1]:
+        BaseProcess.start = start_interrupted
     # A job in the background ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -62,6 +70,7 @@ CASES = {
     "one is killed while the other is busy": (KILLED, {"staged-1", "busy-0"}, None),
     "the caller is killed": ("", {"busy-0", "busy-1"}, signal.SIGKILL),
     "the caller is interrupted": ("KeyboardInterrupt", {"busy-0", "busy-1"}, signal.SIGINT),
+    "the start is interrupted": ("KeyboardInterrupt", set(), signal.SIGINT),
 }
 
 
@@ -97,7 +106,7 @@ def names(folder: Path) -> set[str]:
 def test_processes_share_a_work_and_end_together(running, case):
     said, left, sent = CASES[case]
     folder, process = running[case]
-    if sent is not None:
+    if sent is not None and "caller" in case:
         wait_for(lambda: {"busy-0", "busy-1"} <= names(folder))
         process.send_signal(sent)
     out, err = process.communicate(timeout=300)
