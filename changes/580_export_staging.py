@@ -45,7 +45,7 @@ export with its tokenizer and config, `overwrite=False` refuses one.
         )
     ],
     modules=["models/hf_pretrained/export_staging.py"],
-    stands_on=["leftovers", "export-model-files", "accelerator", "import-plan"],
+    stands_on=["leftovers", "export-model-files", "accelerator", "import-plan", "processes"],
     problem=(
         "`bridge.export_ckpt(checkpoint, hf_path)` writes into `hf_path` file by file. If it is killed, or runs twice at "
         "once, `hf_path` holds a mix that loads without an error. Under `torchrun` each rank exports by itself."

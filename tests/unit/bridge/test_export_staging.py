@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from megatron.bridge.host import processes
 from megatron.bridge.models.hf_pretrained.export_staging import exports_whole
 from megatron.bridge.release_checkpoint.files import Staging
 from megatron.bridge.release_checkpoint.target import check_space
@@ -59,6 +60,16 @@ def test_one_that_fails_leaves_what_was_there(tmp_path: Path, error, over):
     with pytest.raises(type(error)):
         export(tmp_path / "hf", error=error, overwrite=over)
     assert contents(tmp_path) == ({f"hf/{name}": text for name, text in (OLD | OWN).items()} if over else {})
+
+
+def test_one_that_fails_says_so_before_its_folder_goes(tmp_path: Path, monkeypatch):
+    """Another rank that writes there would fail, too, and say something else."""
+    seen = []
+    monkeypatch.setattr(processes, "has_to_say", lambda error: seen.append((str(error), contents(tmp_path))))
+    with pytest.raises(OSError, match="full"):
+        export(tmp_path / "hf", error=OSError("full"))
+    ((error, there),) = seen
+    assert error == "full" and len(there) > 1 and contents(tmp_path) == {}
 
 
 def test_what_an_export_does_not_write_stays_other_than_weights(tmp_path: Path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron.bridge.host import accelerator
+from megatron.bridge.host import accelerator, processes
 from megatron.bridge.models.hf_pretrained.model_files import RESAVED, TEMPLATES, is_one_of
 from megatron.bridge.release_checkpoint.files import Staging, sync
 from megatron.bridge.release_checkpoint.layout import as_path, resolve_checkpoint
@@ -52,7 +52,12 @@ def exports_whole(export_ckpt: Callable[..., None]) -> Callable[..., None]:
             opened: list[Staging] = []
             stack.callback(lambda: [_close(staging) for staging in opened])
             payload = call(_stage, opened, bridge, megatron_path, hf_path, overwrite)
-            export_ckpt(bridge, megatron_path, payload, *args, **kwargs)
+            try:
+                export_ckpt(bridge, megatron_path, payload, *args, **kwargs)
+            except BaseException as error:
+                # Before the folder goes, in which other ranks may still write: they would say that it is gone.
+                processes.has_to_say(error)
+                raise
             if dist.is_initialized():
                 dist.barrier()
             call(_publish, opened, Path(hf_path), overwrite)
