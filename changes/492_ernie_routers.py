@@ -41,5 +41,6 @@ Core creates them.
     changes=["The routers of ERNIE 4.5 and ERNIE 4.5 VL have weights in float32, as those of MiniMax-M3 have."],
     unchanged=["The routers of other models."],
     tested=["Import and export of tiny models of both, bit for bit."],
+    stands_on=["accelerator", "untrusted-run-config"],
     tests={"tests/unit/bridge/test_float32_router.py": "models/"},
 )
