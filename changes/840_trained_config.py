@@ -41,7 +41,7 @@ the config can say, and refuse what it can't.
         ),
     ],
     modules=["models/conversion/trained_config.py"],
-    limit=500,
+    limit=600,
     limit_reason="one module, and a test of each value that a config can say or can't",
     problem=(
         "`AutoBridge.export_ckpt` of a checkpoint that Megatron-LM trained with `--rotary-base 20000` writes the "

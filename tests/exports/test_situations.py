@@ -118,6 +118,8 @@ ROWS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "latent attention": ("deepseek-v3", DEEPSEEK, SAME, SAME),
     "groups of experts": ("deepseek-v3", DEEPSEEK | {"moe-router-num-groups": 2}, SAME, SAME),
     "another latent attention": ("deepseek-v3", DEEPSEEK | {"kv-lora-rank": 16, "qk-head-dim": 24}, SAME, SAME),
+    "experts in each layer": ("deepseek-v3", DEEPSEEK | {"moe-layer-freq": 1}, SAME, SAME),
+    "more latent heads": ("deepseek-v3", DEEPSEEK | {"num-attention-heads": 8}, SAME, SAME),
     "two dense layers": ("deepseek-v3", DEEPSEEK | {"moe-layer-freq": "[0,0,1,1]"}, SAME, SAME),
     "softmaxes onto DeepSeek": (
         "deepseek-v3",

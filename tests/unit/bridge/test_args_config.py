@@ -21,7 +21,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(args: Namespace | None) -> Any:
         tensors = {"embedding.word_embeddings.weight": ((384, 64), "float32")}
-        payload = SimpleNamespace(path=tmp_path, args=args, metadata=SimpleNamespace(tensors=tensors))
+        payload = SimpleNamespace(path=tmp_path, args=args, metadata=SimpleNamespace(tensors=tensors), damage=[])
         for module in (args_config, trained_config):
             monkeypatch.setattr(module, "examine_payload", lambda folder: payload)
             monkeypatch.setattr(module, "resolve_checkpoint", str)
@@ -95,3 +95,7 @@ EXPERTS = {"num_layers": 2, "num_experts": 4, "moe_router_load_balancing_type": 
 def test_args_of_another_model(args: dict, change: dict) -> None:
     one, other = facts(Namespace(**args)), facts(Namespace(**args | change))
     assert [name for name in one if differ(one[name], other[name])]
+
+
+def test_args_that_are_missing_say_nothing() -> None:
+    assert facts(Namespace()) == {}

@@ -90,6 +90,14 @@ def test_what_the_bridge_says_otherwise_is_said_in_the_sources_spelling(hf_model
     assert export(bridge, root, tmp_path) == source | expected | {"max_position_embeddings": 512}
 
 
+def test_both_spellings_of_rope_say_the_same():
+    """transformers 5 reads the older one first."""
+    linear, plain = {"rope_type": "linear", "factor": 4.0}, {"rope_type": "default", "rope_theta": 3.0}
+    config = {"rope_theta": 2.0, "rope_scaling": linear, "rope_parameters": {**plain, "rope_theta": 1.0}}
+    source_config._apply(config, {"rope_parameters": {**linear, "rope_theta": 2.0}}, {"rope_parameters": plain})
+    assert config == {"rope_theta": 3.0, "rope_scaling": None, "rope_parameters": plain}
+
+
 def test_a_config_that_bridge_made_for_the_checkpoint(hf_model, root, tmp_path):
     if not hasattr(AutoBridge, "from_auto_config"):
         pytest.skip("this Bridge doesn't have it")

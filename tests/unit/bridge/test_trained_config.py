@@ -30,18 +30,30 @@ def args_of(trained: AutoBridge) -> Namespace:
     return megatron_lm_args(trained.to_megatron_provider(load_weights=False))
 
 
+def of_megatron_lm(values: dict[str, Any]) -> Namespace:
+    """Return args without the ones that only Bridge writes."""
+    return Namespace(**{name: value for name, value in values.items() if not name.startswith("bridge_")})
+
+
 @pytest.fixture
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that gives the config of a bridge while it exports a checkpoint, and the overrides."""
 
     def export(
-        onto: AutoBridge, args: Namespace | None, rows: int = 384, layers: int = 2, dtype: str = "float32"
+        onto: AutoBridge,
+        args: Namespace | None,
+        rows: int = 384,
+        layers: int = 2,
+        dtype: str = "float32",
+        damage: tuple[str, ...] = (),
     ) -> tuple[Any, dict[str, Any]]:
         tensors = {
             "embedding.word_embeddings.weight": ((rows, 64), dtype),
             "decoder.layers.self_attention.linear_proj.weight": ((layers, 64, 64), dtype),
         }
-        payload = SimpleNamespace(path=tmp_path, args=args, metadata=SimpleNamespace(tensors=tensors))
+        payload = SimpleNamespace(
+            path=tmp_path, args=args, metadata=SimpleNamespace(tensors=tensors), damage=list(damage)
+        )
         monkeypatch.setattr(trained_config, "examine_payload", lambda folder: payload)
         monkeypatch.setattr(trained_config, "is_payload", lambda folder: True)
         monkeypatch.setattr(trained_config, "resolve_checkpoint", str)
@@ -78,6 +90,38 @@ def test_a_scaling_that_was_left_out_is_gone(exported: Any) -> None:
     """Whoever forgets --use-rope-scaling trains without it."""
     config, _ = exported(bridge("llama-3.1"), args_of(bridge(rope_theta=500000.0)))
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500000.0}
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0},
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_a_scaling_that_bridge_has_not_is_gone(exported: Any, scaling: dict[str, Any]) -> None:
+    """Bridge's model of such a config is that of another, which was trained."""
+    scaling["original_max_position_embeddings"] = 64
+    values = vars(args_of(bridge("llama-3.1" if scaling["rope_type"] == "llama3" else "llama-3", rope_theta=500000.0)))
+    config, _ = exported(bridge(rope_parameters={"rope_theta": 500000.0, **scaling}), of_megatron_lm(values))
+    if scaling["rope_type"] == "llama3":
+        assert config.rope_parameters["original_max_position_embeddings"] == 8192
+    else:
+        assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500000.0}
+
+
+def test_an_original_length_beside_the_scaling_is_written(exported: Any) -> None:
+    rope = {"rope_theta": 500000.0, "rope_type": "yarn", "factor": 4.0}
+    trained = bridge(rope_parameters=rope | {"original_max_position_embeddings": 32})
+    config, _ = exported(bridge(rope_parameters=rope, original_max_position_embeddings=64), args_of(trained))
+    assert config.original_max_position_embeddings == 32
+
+
+def test_a_damaged_checkpoint_is_refused(exported: Any) -> None:
+    with pytest.raises(ValueError, match="can't be loaded: .metadata is missing; copy or save the checkpoint again"):
+        exported(bridge(), args_of(bridge()), damage=(".metadata is missing",))
 
 
 def test_what_is_the_same_changes_nothing(exported: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,8 +164,7 @@ def test_what_nothing_shows_is_said(
     exported: Any, caplog: pytest.LogCaptureFixture, change: dict[str, Any], words: str
 ) -> None:
     values = vars(args_of(bridge("llama-3.1"))) | change
-    del values["bridge_provider"]  # Megatron-LM knows none
-    exported(bridge("llama-3.1"), Namespace(**values))
+    exported(bridge("llama-3.1"), of_megatron_lm(values))
     assert words in caplog.text
 
 

@@ -36,7 +36,3 @@ def test_two_spellings_of_one_model(one: dict, other: dict) -> None:
     left, right = facts(Namespace(**one)), facts(Namespace(**other))
     assert left.keys() == right.keys()
     assert not [name for name in left if differ(left[name], right[name])]
-
-
-def test_args_that_are_missing_say_nothing() -> None:
-    assert facts(Namespace()) == {}

@@ -95,7 +95,7 @@ def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
     yield from _kinds_of_layers(config, provider)
     yield from _kinds_of_attention(config)
     yield from _differ("sliding_window", rope_scaling.windows(config), rope_scaling.megatron_windows(provider))
-    yield from _rope(config, provider)
+    yield from rope_problems(config, provider)
 
 
 def remarks(config: Any) -> Iterator[str]:
@@ -213,7 +213,7 @@ def _kinds_of_attention(config: Any) -> Iterator[str]:
         yield f"layer_types has {min(others)!r}, expected 'full_attention' or 'sliding_attention'"
 
 
-def _rope(config: Any, provider: Any) -> Iterator[str]:
+def rope_problems(config: Any, provider: Any) -> Iterator[str]:
     """Compare what turns queries and keys, number by number, which covers every scaling and each of its parameters."""
     rope = rope_scaling.rope_parameters(config)
     shown = {key: value for key, value in rope.items() if value is not None}

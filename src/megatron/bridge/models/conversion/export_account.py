@@ -132,12 +132,7 @@ def exporting(strict: bool) -> Iterator[None]:
 def _by_config_alone(bridge: "AutoBridge") -> Iterator[None]:
     """Let a bridge export without its source, which names what is converted, if the config has other tensors now."""
     pretrained: Any = bridge.hf_pretrained
-    before = trained_config.source_of(bridge)
-    if before is None or not _names_of_source(bridge):
-        yield
-        return
-    old, new = _expected_or_none(before), _expected_or_none(pretrained.config)
-    if old is None or new is None or new.shapes.keys() <= old.shapes.keys():
+    if not _has_other_tensors(bridge):
         yield
         return
     bridge.hf_pretrained = pretrained.config
@@ -145,6 +140,19 @@ def _by_config_alone(bridge: "AutoBridge") -> Iterator[None]:
         yield
     finally:
         bridge.hf_pretrained = pretrained
+
+
+def _has_other_tensors(bridge: "AutoBridge") -> bool:
+    """Return whether the source of a bridge has no weights, or its config has tensors now that it had not."""
+    source = getattr(getattr(bridge.hf_pretrained, "state", None), "source", None)
+    if not isinstance(source, SafeTensorsStateSource):
+        return False
+    if not _names_of_source(bridge):
+        return True
+    if (before := trained_config.source_of(bridge)) is None:
+        return False
+    old, new = _expected_or_none(before), _expected_or_none(bridge.hf_pretrained.config)
+    return old is not None and new is not None and not new.shapes.keys() <= old.shapes.keys()
 
 
 def check_used(bridge: "MegatronModelBridge", chunks: Iterable[torch.nn.Module], tasks: Iterable[Any]) -> None:
@@ -298,4 +306,7 @@ def has_files_of_source(bridge: "AutoBridge") -> bool:
 
 def _names_of_source(bridge: "AutoBridge") -> list[str]:
     source = getattr(getattr(bridge.hf_pretrained, "state", None), "source", None)
-    return list(source.get_all_keys()) if isinstance(source, SafeTensorsStateSource) else []
+    try:
+        return list(source.get_all_keys()) if isinstance(source, SafeTensorsStateSource) else []
+    except FileNotFoundError:  # a folder of config and tokenizer
+        return []

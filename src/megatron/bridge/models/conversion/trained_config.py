@@ -99,6 +99,8 @@ def _set_config(bridge: "AutoBridge", config: Any, alone: bool) -> None:
 
 def _follow(bridge: "AutoBridge", config: Any, payload: Payload) -> dict[str, Any]:
     """Change the config as the payload says, and return the overrides of the run config."""
+    if payload.damage:
+        raise ValueError(f"{payload.path} can't be loaded: {payload.damage[0]}; copy or save the checkpoint again")
     before = bridge.to_megatron_provider(load_weights=False)
     args = _args_of(payload)
     if args is None:
@@ -116,7 +118,10 @@ def _follow(bridge: "AutoBridge", config: Any, payload: Payload) -> dict[str, An
         expected = _facts_of(before, trained)
         meant = _of_caller(bridge, expected) if _apart(trained, expected) else []
         trained = {name: value for name, value in trained.items() if name not in meant}
-        for name in _apart(trained, expected):
+        names = _apart(trained, expected)
+        if "rope" in trained and not hasattr(args, "bridge_provider") and _is_other_rope(text, before):
+            names = list({*names, "rope"})
+        for name in names:
             changed = True
             trained_keys.write(text, name, trained)
         after = bridge.to_megatron_provider(load_weights=False)
@@ -139,7 +144,7 @@ def _follow(bridge: "AutoBridge", config: Any, payload: Payload) -> dict[str, An
         )
     for line in trained_keys.changes(original, text.to_dict()):
         logger.warning("config.json of the export says what was trained: %s", line)
-    return _overrides(before, after, text, payload)
+    return _overrides(before, after, text, payload, args)
 
 
 def _args_of(payload: Payload) -> Namespace | None:
@@ -154,6 +159,14 @@ def _args_of(payload: Payload) -> Namespace | None:
     if not hasattr(provider, "activation_func"):
         return None
     return Namespace(**vars(megatron_lm_args(provider)), vocab_size=getattr(provider, "vocab_size", None))
+
+
+def _is_other_rope(config: Any, provider: Any) -> bool:
+    """Return whether transformers encodes positions by the config otherwise than Bridge's model of it."""
+    from megatron.bridge.models.conversion import config_check, rope_scaling
+
+    found = config_check.rope_problems(rope_scaling.own_config(config), provider)
+    return config.model_type in config_check.FAMILIES and any(found)
 
 
 def _remarks(args: Namespace) -> Iterator[str]:
@@ -224,10 +237,14 @@ def _check_said(config: Any, payload: Payload, trained: dict[str, Any], provider
         )
 
 
-def _overrides(before: Any, after: Any, config: Any, payload: Payload) -> dict[str, Any]:
+def _overrides(before: Any, after: Any, config: Any, payload: Payload, args: Namespace | None) -> dict[str, Any]:
     names = ("num_layers", "share_embeddings_and_output_weights")
     values = {name: getattr(after, name, None) for name in names}
     values = {name: value for name, value in values.items() if value != getattr(before, name, None)}
+    # Layers that a list says to be alike are stored one by one, those of a number are stacked.
+    frequency = getattr(args, "moe_layer_freq", None)
+    if frequency is not None and getattr(after, "num_moe_experts", None) and frequency != after.moe_layer_freq:
+        values["moe_layer_freq"] = frequency
     if trained_weights.stored_rows(payload) not in (None, getattr(before, "vocab_size", None)):
         values |= {"vocab_size": config.vocab_size, "should_pad_vocab": False}
     if getattr(after, "mtp_num_layers", None) and not trained_weights.has_prediction_layers(payload):

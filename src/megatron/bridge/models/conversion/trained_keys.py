@@ -63,6 +63,8 @@ def write(config: Any, name: str, trained: dict[str, Any]) -> None:
         # No family with experts has a model without.
         if key is not None and (name, value) != ("num_experts", None):
             setattr(config, key, value)
+        if name == "num_attention_heads" and trained.get("multi_latent_attention"):
+            config.num_key_value_heads = value  # latent attention has no groups
         if key in ("qk_nope_head_dim", "qk_rope_head_dim") and hasattr(config, "qk_head_dim"):
             config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
             config.head_dim = config.qk_rope_head_dim
@@ -72,7 +74,11 @@ def _write_rope(config: Any, rope: dict[str, Any]) -> None:
     new = isinstance(found := getattr(config, "rope_parameters", None), dict)
     old = dict(found if new else getattr(config, "rope_scaling", None) or {})
     kind = rope["rope_type"]
-    if kind not in _KINDS or any(isinstance(each, (dict, list)) for each in (*old.values(), rope["rope_theta"])):
+    if (
+        kind not in _KINDS
+        or any(isinstance(each, dict) for each in old.values())
+        or isinstance(rope["rope_theta"], list)
+    ):
         return  # transformers has none of this kind, or one for each kind of layers, which args can't say
     same = (old.get("rope_type") or old.get("type") or "default") == kind
     scaling = {name: value for name, value in rope.items() if name not in ("rotary_percent", "no_rope_freq")}
@@ -88,6 +94,8 @@ def _write_rope(config: Any, rope: dict[str, Any]) -> None:
     parameters = kept | scaling
     parameters.pop("type", None)
     if new:
+        for name in parameters.keys() & vars(config).keys():  # the original length, which goes first there
+            setattr(config, name, parameters[name])
         config.rope_parameters = parameters
         return
     config.rope_theta = parameters.pop("rope_theta")

@@ -102,13 +102,15 @@ def _apply(config: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any
         value: Any = new.get(key)
         if old.get(key) == value:
             continue
-        if all(isinstance(each.get(key), dict) for each in (config, old, new)):
-            _apply(config[key], old[key], value)
-        elif key == "rope_parameters" and key not in config and isinstance(value, dict) and "rope_theta" in value:
-            # transformers up to 4 spells it so, and 5 reads it.
+        old_spelling = key not in config or "rope_scaling" in config
+        if key == "rope_parameters" and old_spelling and isinstance(value, dict) and "rope_theta" in value:
+            # transformers up to 4 spells it so, and 5 reads it before its own spelling.
+            config |= {key: dict(value)} if key in config else {}
             rope = {name: each for name, each in value.items() if name != "rope_theta" and name not in config}
             config |= {name: each for name, each in value.items() if name not in rope}
             config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
+        elif all(isinstance(each.get(key), dict) for each in (config, old, new)):
+            _apply(config[key], old[key], value)
         elif key in new:
             config[key] = value
         else:
