@@ -132,7 +132,9 @@ def test_what_does_not_fit_is_refused_by_name(base, tmp_path, name):
 def test_an_adapter_of_a_shared_embedding_is_refused(tmp_path):
     base = save_random_model(tmp_path / "base", "llama-3.2")
     train(base, tmp_path / "adapter", target_modules=["embed_tokens"])
-    with pytest.raises(ValueError, match="adapts 'model.embed_tokens.weight', which embedding and head of .* share"):
+    with pytest.raises(
+        ValueError, match="adapts 'model.embed_tokens.weight', which the embedding and the head of .* share"
+    ):
         AutoBridge.import_ckpt(base, tmp_path / "out", adapter=tmp_path / "adapter")
 
 

@@ -55,18 +55,33 @@ def merge_adapter(hf_pretrained: Any, folder: str | os.PathLike) -> None:
     """
     source, adapter = hf_pretrained.state.source, Adapter(Path(folder))
     if not isinstance(source, SafeTensorsStateSource):
-        raise ValueError("the base of an adapter has to have its weights in files: pass its folder, or its name")
+        raise ValueError("the weights of an adapter's base must be in files: pass its folder, or its name on the hub")
     tied = getattr(hf_pretrained.config.get_text_config(), "tie_word_embeddings", False)
     adapter.check(hf_pretrained.model_name_or_path, StoredTensors(hf_pretrained.state), tied)
-    load_tensors = source.load_tensors
-
-    def load_merged(names: list[str]) -> dict[str, torch.Tensor]:
-        return {name: adapter.merged(name, tensor) for name, tensor in load_tensors(names).items()}
-
     if (proof := noted()) is not None:
         proof.adapter = os.path.abspath(folder)
-    source.load_tensors = load_merged
-    source.merged = adapter.merged_piecewise
+    hf_pretrained.state.source = AdaptedSource(source, adapter)
+
+
+class AdaptedSource(SafeTensorsStateSource):
+    """The weights of a base model as float32, with an adapter merged into them."""
+
+    def __init__(self, base: SafeTensorsStateSource, adapter: "Adapter") -> None:
+        super().__init__(base.model_name_or_path)
+        self._base, self._adapter = base, adapter
+        self.merged = adapter.merged_piecewise
+
+    @property
+    def path(self) -> Path:  # noqa: D102
+        return self._base.path
+
+    @property
+    def key_to_filename_map(self) -> dict[str, str]:  # noqa: D102
+        return self._base.key_to_filename_map
+
+    def load_tensors(self, keys_to_load: list[str]) -> dict[str, torch.Tensor]:  # noqa: D102
+        loaded = self._base.load_tensors(keys_to_load)
+        return {name: self._adapter.merged(name, tensor) for name, tensor in loaded.items()}
 
 
 class Adapter:
@@ -98,8 +113,8 @@ class Adapter:
             )
         if tied and (shared := [name for name in touched if _EMBEDDINGS.search(name)]):
             raise ValueError(
-                f"{self._folder} adapts {some(shared)}, which embedding and head of {base} share: merge it with "
-                "merge_and_unload() of peft, and import what save_pretrained() writes"
+                f"{self._folder} adapts {some(shared)}, which the embedding and the head of {base} share: merge it "
+                "with merge_and_unload() of peft, and import what save_pretrained() writes"
             )
         shapes = [(name, tuple(tensor.shape)) for name, tensor in self._replaced.items()]
         for name, found in [*shapes, *((name, self._shape(name)) for name in self._layers)]:
@@ -163,7 +178,9 @@ class Adapter:
                 return parts["embedding_A"].shape[1], parts["embedding_B"].shape[0]
             return parts["B"].shape[0], parts["A"].shape[1]
         except (KeyError, IndexError):
-            raise ValueError(f"{self._folder} has only {some(self._layers[name])} of {name}: copy it again") from None
+            raise ValueError(
+                f"{self._folder} has only {some(self._layers[name])} of {name}: download it again"
+            ) from None
 
     @property
     def _remedy(self) -> str:
@@ -197,7 +214,7 @@ def _read_config(folder: Path) -> Any:
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder} has no {_WEIGHTS[0]}: copy the whole adapter")
+        raise FileNotFoundError(f"{folder} has no {_WEIGHTS[0]}: download the whole adapter")
     if path.suffix == torch_files.SUFFIX:
         torch_files.read_torch_file(path)
         return torch_files.load(path)

@@ -119,7 +119,7 @@ class StoredState(StateDict):
         in_place = stored.start >= 0
         values = InFile(path, stored.start, dtype) if in_place else Computed(partial(_loaded, path, key), dtype)
         tensor = PiecewiseTensor.of(values, stored.shape)
-        # What an adapter changes (adapter.py).
+        # The source of a model with an adapter merges it (adapter.py, AdaptedSource).
         merged = getattr(self.source, "merged", None)
         return tensor if merged is None else merged(key, tensor)
 
