@@ -116,6 +116,7 @@ class Comparison:
     def _run(self, tree: Path, files: list[Path]) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             print(shlex.join([str(tree), folder, *map(str, files)]), file=self._server.stdin, flush=True)
+            assert self._server.stdout is not None, "it is a pipe"
             self._server.stdout.readline()
             report, log = Path(folder, REPORT), Path(folder, LOG)
             if not report.is_file():

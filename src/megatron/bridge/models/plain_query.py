@@ -44,6 +44,6 @@ def with_plain_query(spec: Spec, config: "GPTModelProvider") -> Spec:
     if latent and hasattr(multi_latent_attention, "QKNormConfigResolver"):
         for layer in getattr(spec, "layer_specs", None) or [spec]:
             attention = getattr(layer.submodules, "self_attention", None)
-            if getattr(attention, "module", None) is MLASelfAttention:
+            if attention is not None and getattr(attention, "module", None) is MLASelfAttention:
                 attention.module = PlainQueryAttention
     return spec

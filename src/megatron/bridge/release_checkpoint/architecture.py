@@ -143,7 +143,7 @@ def _yarn(args: Namespace, latent: bool) -> dict[str, Any]:
     factor = _or(args, "rotary_scaling_factor", 1.0)
     if factor == 1:
         return {"rope_type": "default"}
-    scales = [getattr(args, name, None) for name in ("mscale", "mscale_all_dim")]
+    scales = [scale for name in ("mscale", "mscale_all_dim") if (scale := getattr(args, name, None)) is not None]
     names = {name: name if latent else f"yarn_{name}" for name in _YARN}
     names["truncate"] = "yarn_correction_range_round_to_int"
     scaling = {name: _or(args, field, _YARN[name]) for name, field in names.items()}
@@ -152,7 +152,7 @@ def _yarn(args: Namespace, latent: bool) -> dict[str, Any]:
         del scaling["truncate"]
     else:
         growth = 0.1 * math.log(max(factor, 1.0))
-        over, under = (growth * scale + 1 for scale in (scales if None not in scales else (1.0, 0.0)))
+        over, under = (growth * scale + 1 for scale in (scales if len(scales) == 2 else (1.0, 0.0)))
         scaling["attention_factor"] = over / under
     return {"rope_type": "yarn", "factor": factor, **scaling}
 

@@ -76,13 +76,13 @@ def of_import(import_ckpt: Callable[..., Any]) -> Callable[..., Any]:
 def noted() -> Proof | None:
     """Return the proof of the import that runs, to be added to, or None if none runs."""
     running = _running.get()
-    return running and running.proof
+    return running.proof if running else None
 
 
 def is_strict() -> bool | None:
     """Return whether the import that runs refuses what it would leave out, or None if none runs."""
     running = _running.get()
-    return running and running.strict
+    return running.strict if running else None
 
 
 def remember_account(account: Any) -> None:

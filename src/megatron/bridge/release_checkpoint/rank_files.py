@@ -166,7 +166,7 @@ class SavedFile:
 
 def _item_size(dtype: str) -> int:
     """Return the bytes of an element."""
-    return 1 if dtype == "bool" else int(re.match(r"[a-z]+(\d+)", dtype)[1]) // 8
+    return 1 if dtype == "bool" else int(re.findall(r"\d+", dtype)[0]) // 8
 
 
 def _storage_widths(state: Any) -> dict[str, int]:

@@ -293,7 +293,7 @@ def launch_flags(checkpoint: Checkpoint) -> dict[str, Sequence[str]] | None:
     if payload is None or payload.args is None or payload.missing_args:
         return None
     load = ["--load", str(checkpoint.root), *payload.as_saved]
-    flags = {
+    flags: dict[str, Sequence[str]] = {
         "use_checkpoint_args": [*load, *megatron_lm_flags(payload.args, use_checkpoint_args=True)],
         "without": [*load, *megatron_lm_flags(payload.args)],
     }

@@ -77,8 +77,7 @@ def on_rank_0(function: Callable[..., Any], *arguments: Any) -> Any:
 class ReleaseWriter:
     """A context manager that writes a release checkpoint: :meth:`stage` it, fill :attr:`payload`, :meth:`publish` it.
 
-    Until :meth:`publish`, the tracker and the checkpoint that it names stay unchanged. A block that raises, or ends
-    without publication, leaves nothing behind.
+    Until :meth:`publish`, the tracker and the checkpoint that it names stay unchanged. Without it, nothing is left.
 
     Args:
         root: Checkpoint root.
@@ -143,6 +142,7 @@ class ReleaseWriter:
 
     def _publish(self, before_tracker: Callable[[Path], Callable[[], None] | None]) -> None:
         staging, tracker, undo = self._staging, self.root / TRACKER, None
+        assert staging is not None, "stage() comes before publish()"
         for path in (*staging.payload.rglob("*"), staging.payload):
             sync(path)
         # Before anything changes, because the disk may be full.

@@ -8,7 +8,7 @@ import functools
 import gc
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ def _undecorated(function: Any = None, *_: Any, **__: Any) -> Any:
     return function or _undecorated
 
 
-ANSWERS = {
+ANSWERS: dict[str, Mapping[str, Callable[..., Any]]] = {
     # What isn't compiled needs no marks for the compiler.
     COMPILER: dict.fromkeys(["allow_in_graph", "assume_constant_result", "disable"], _undecorated),
     "modelopt": {

@@ -97,8 +97,9 @@ def transformers_logits(
     length = min(length, getattr(config, "max_position_embeddings", None) or length)
     tokens = torch.randint(3, config.vocab_size, (1, length), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        for parameter in model.parameters() if dtype else ():
-            parameter.copy_(parameter.to(getattr(torch, dtype)))
+        if dtype is not None:
+            for parameter in model.parameters():
+                parameter.copy_(parameter.to(getattr(torch, dtype)))
         return tokens, model(tokens, use_cache=False).logits.float()
 
 

@@ -110,7 +110,7 @@ def conclude(payload: str) -> None:
         _tell(prove_twin(running.source, trust, staged.args), running)
     else:
         proof = records.noted()
-        _tell(prove(staged, running.source, trust, adapter=proof and proof.adapter), running)
+        _tell(prove(staged, running.source, trust, adapter=proof.adapter if proof else None), running)
 
 
 def _tell(verdict: Verdict, running: _Import) -> None:

@@ -84,7 +84,7 @@ def bridge_model(root: Path, source: str, trust_remote_code: bool) -> Any:
     # `answer_for_cuda` has given the norms what a conversion does without.
     settings._WITHOUT_TRANSFORMER_ENGINE.pop("layernorm_zero_centered_gamma", None)
     bridge = AutoBridge.from_hf_pretrained(source, trust_remote_code=trust_remote_code)
-    in_float32 = {"bf16": False, "fp16": False, "params_dtype": torch.float32, "autocast_dtype": torch.float32}
+    in_float32: Any = {"bf16": False, "fp16": False, "params_dtype": torch.float32, "autocast_dtype": torch.float32}
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     from megatron.core import parallel_state
 

@@ -197,7 +197,7 @@ def traits(config: Any) -> Iterator[tuple[str, str]]:
         if value is not None and key != "type":
             yield key, _class(value)
     windows = {bool(each) for each in rope_scaling.windows(config)}
-    yield "windows", {(False,): "none", (True,): "all"}.get(tuple(windows), "some")
+    yield "windows", "some" if len(windows) != 1 else "all" if True in windows else "none"
     if hasattr(config, "topk_group"):
         yield "topk_group", "all" if config.topk_group == config.n_group else "some"
     if getattr(config, "kv_lora_rank", None):

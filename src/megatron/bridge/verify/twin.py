@@ -168,7 +168,7 @@ def sharpen(model: torch.nn.Module) -> None:
     With the usual initialisation even a wrong RoPE factor moves the logits by 0.3 %. Norms are moved from 1 and biases
     from 0. Values are those of bf16, which some families are converted to.
     """
-    tensors = dict(model.named_parameters())
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors |= {name: each for name, each in model.named_buffers() if name.endswith("e_score_correction_bias")}
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -4,11 +4,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 
 SAME = "same"
-FLAGS = "not to be said by flags"
+FLAGS = "no flags"
 DIFFERS = "differs"
 NOT_PROVED = "not proved"
 
@@ -24,7 +24,7 @@ class Verdict:
         verdict: One of these:
 
             - "same": Megatron-LM computes what transformers computes.
-            - "not to be said by flags": Bridge's model does; Megatron-LM's flags don't give that model.
+            - "no flags": Bridge's model does, but no flags of Megatron-LM build that model.
             - "differs": Megatron Core computes something else.
             - "not proved": they could not be compared on this host.
         of: What was compared: "model", or "twin", a small model with the same config and random weights.
@@ -52,6 +52,6 @@ class Verdict:
         return {**asdict(self), "figures": finite}
 
 
-def is_same(figures: Mapping[str, float] | None) -> bool:
+def is_same(figures: Mapping[str, float] | None) -> TypeGuard[Mapping[str, float]]:
     """Return whether logits were computed and are the same. NaN are not."""
     return figures is not None and figures["largest_difference"] <= NEAR * figures["largest_logit"]

@@ -7,7 +7,6 @@ Each family's config is given the values of the args, as at an export. The first
 import copy
 import logging
 import os
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +46,31 @@ def config_of_args(megatron_path: str | os.PathLike) -> transformers.PretrainedC
         ValueError: The checkpoint has no args, they don't say enough, or none of `DENSE` and `SPARSE` is such a model.
     """
     payload = examine_payload(Path(resolve_checkpoint(megatron_path)))
-    remedy = "pass the Hugging Face model that was trained with --hf-model"
+    remedy = "pass the trained Hugging Face model with --hf-model"
     said = vars(payload.args) | facts(payload.args) if payload.args is not None else {}
     if missing := [name for name in _NEEDED if said.get(name) is None]:
         raise ValueError(f"the args of {payload.path} don't say {', '.join(missing[:3])}: {remedy}")
     refused, families = [], SPARSE if said.get("num_experts") else DENSE
     for architecture in families:
         try:
-            config = _config_of(architecture, payload, payload.args)
+            config = _config_of(architecture, payload)
         except ValueError as error:
             logger.debug("%s: %s", architecture, error)
             refused.append(f"{architecture}: {str(error).partition(' can say: ')[2].partition('. ')[0] or error}")
         else:
             logger.warning(
                 "config.json is made of Megatron-LM's args alone, as %s: without a tokenizer, and without the special "
-                "tokens; pass the model that was trained with --hf-model to have its own",
+                "tokens; pass the trained Hugging Face model with --hf-model to get its own",
                 architecture,
             )
             return config
     raise ValueError(f"no family of {', '.join(families)} is the model of {payload.path} ({refused[0]}): {remedy}")
 
 
-def _config_of(architecture: str, payload: Payload, args: Namespace) -> transformers.PretrainedConfig:
+def _config_of(architecture: str, payload: Payload) -> transformers.PretrainedConfig:
     from megatron.bridge import AutoBridge
 
+    args: Any = payload.args
     kind = getattr(transformers, architecture).config_class
     values = _PLAIN | {
         "vocab_size": true_vocabulary(args) or stored_rows(payload),
@@ -91,4 +91,5 @@ def _config_of(architecture: str, payload: Payload, args: Namespace) -> transfor
     config = kind(**values, architectures=[architecture])
     bridge = AutoBridge.from_hf_config(config)
     with trained_config.as_trained(bridge, payload.path):
-        return copy.deepcopy(bridge.hf_pretrained)
+        changed: Any = bridge.hf_pretrained
+        return copy.deepcopy(changed)

@@ -59,7 +59,7 @@ def import_megatron_lm(source: str | os.PathLike, out: str | os.PathLike, link_i
         if missing := [name for name, _ in chunk.named_parameters() if name not in values]:
             raise ValueError(f"{payload} lacks {missing[0]}, which the model of its args has: save it again")
         replace_weights([chunk], {parameters[name]: value for name, value in values.items()})
-        save_megatron_model(model, out, release=True, link_iter_0=link_iter_0)
+        save_megatron_model(model, os.fspath(out), release=True, link_iter_0=link_iter_0)
 
 
 def provider_of(payload: str | os.PathLike) -> GPTModelProvider:
@@ -90,8 +90,9 @@ def provider_of(payload: str | os.PathLike) -> GPTModelProvider:
 
 def _provider(args: Namespace, dtypes: list[str]) -> GPTModelProvider:
     latent = bool(getattr(args, "multi_latent_attention", False))
-    kind = MLAModelProvider if latent else GPTModelProvider
-    values = {arg.value or arg.name: getattr(args, arg.name, None) for arg in (*READ, *NEVER_READ) if _is_field(arg)}
+    kind: Any = MLAModelProvider if latent else GPTModelProvider
+    own: Any = [(arg.value or arg.name, arg.name) for arg in (*READ, *NEVER_READ) if _is_field(arg)]
+    values = {field: getattr(args, name, None) for field, name in own}
     for old, new in (("norm_epsilon", "layernorm_epsilon"), ("apply_layernorm_1p", "layernorm_zero_centered_gamma")):
         if values.get(new) is None:
             values[new] = getattr(args, old, None)

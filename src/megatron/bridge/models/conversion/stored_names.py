@@ -45,8 +45,8 @@ def with_stored_names(mapping: Mapping, hf_pretrained: Any, stored: Collection[s
     if all(name in stored for name in names.values()):
         return mapping
     others = _names_by_place(hf_pretrained, stored)
-    found = {part: name if name in stored else others(name) for part, name in names.items()}
-    if None in found.values():
+    found = {part: here for part, name in names.items() if (here := name if name in stored else others(name))}
+    if len(found) < len(names):
         return mapping
     result = copy.copy(mapping)
     result.hf_param = found if isinstance(mapping.hf_param, dict) else found[""]
@@ -58,9 +58,7 @@ def _names_by_place(hf_pretrained: Any, stored: Collection[str]) -> Callable[[st
     kept = vars(hf_pretrained).setdefault("_stored_names", {})
     if "find" not in kept:
         place = _place_of(hf_pretrained.config)
-        by_place: dict[str, str] = {}
-        for name in stored if place else ():
-            by_place[place(name)] = name
+        by_place = {place(name): name for name in stored} if place else {}
         kept["find"] = lambda name: by_place.get(place(name)) if place else None
     return kept["find"]
 

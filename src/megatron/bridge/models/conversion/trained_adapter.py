@@ -19,6 +19,8 @@ from megatron.bridge.release_checkpoint.metadata import read_metadata
 
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.module import MegatronModule
+
     from megatron.bridge.models.conversion.adapter import Adapter
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 
@@ -59,7 +61,7 @@ def export_adapter(bridge: "AutoBridge", megatron_path: str | os.PathLike, hf_pa
     lora = _trained_with(payload)
     with temporary_distributed_context(backend="gloo"):
         model = _adapted(bridge, payload, lora)
-        bridge.save_hf_adapter(model, hf_path, peft_config=lora, show_progress=False)
+        bridge.save_hf_adapter(model, os.fspath(hf_path), peft_config=lora, show_progress=False)
 
 
 def exports_merged(export: Callable[..., None]) -> Callable[..., None]:
@@ -140,7 +142,7 @@ def _run_config(payload: str) -> dict[str, Any]:
     return read_run_config(str(as_path(payload) / RUN_CONFIG))
 
 
-def _adapted(bridge: "AutoBridge", payload: str, lora: Any) -> list[torch.nn.Module]:
+def _adapted(bridge: "AutoBridge", payload: str, lora: Any) -> "list[MegatronModule]":
     """Return a model without weights, with adapters that have theirs."""
     from megatron.bridge.models.conversion.streaming.checkpoint import StreamingLoadStrategy
     from megatron.bridge.models.conversion.streaming.model import meta_model
@@ -156,8 +158,8 @@ def _adapted(bridge: "AutoBridge", payload: str, lora: Any) -> list[torch.nn.Mod
         common = dist_checkpointing.load_common_state_dict(payload)
         content = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)
         wanted = {name: each for name, each in chunk.sharded_state_dict(metadata=content).items() if _ADAPTER in name}
-        loaded = dist_checkpointing.load({"model": wanted}, payload, StreamingLoadStrategy())["model"]
-    for name, value in loaded.items():
+        loaded: Any = dist_checkpointing.load({"model": wanted}, payload, StreamingLoadStrategy())
+    for name, value in loaded["model"].items():
         if isinstance(value, PiecewiseTensor):
             path, _, own = name.rpartition(".")
             setattr(chunk.get_submodule(path), own, torch.nn.Parameter(value.materialize(), requires_grad=False))

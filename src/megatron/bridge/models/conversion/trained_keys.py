@@ -71,7 +71,8 @@ def write(config: Any, name: str, trained: dict[str, Any]) -> None:
 
 
 def _write_rope(config: Any, rope: dict[str, Any]) -> None:
-    new = isinstance(found := getattr(config, "rope_parameters", None), dict)
+    found: Any = getattr(config, "rope_parameters", None)
+    new = isinstance(found, dict)
     old = dict(found if new else getattr(config, "rope_scaling", None) or {})
     kind = rope["rope_type"]
     if (

@@ -50,7 +50,7 @@ def exports_whole(export_ckpt: Callable[..., None]) -> Callable[..., None]:
             # What the environment says of ranks is of no account where every process exports by itself.
             call = on_rank_0 if dist.is_initialized() else lambda function, *arguments: function(*arguments)
             opened: list[Staging] = []
-            stack.callback(lambda: [_close(staging) for staging in opened])
+            stack.callback(lambda: list(map(_close, opened)))
             payload = call(_stage, opened, bridge, megatron_path, hf_path, overwrite)
             try:
                 export_ckpt(bridge, megatron_path, payload, *args, **kwargs)

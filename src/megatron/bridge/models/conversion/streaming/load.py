@@ -60,5 +60,5 @@ def stored_weights(payload: str | Path, chunk: MegatronModule) -> Mapping[str, P
         content = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)
         wanted = match_checkpoint({"model": chunk.sharded_state_dict(metadata=content)}, str(payload))
         check_stored(wanted, payload)
-        loaded = dist_checkpointing.load(wanted, str(payload), StreamingLoadStrategy())
+        loaded: Any = dist_checkpointing.load(wanted, str(payload), StreamingLoadStrategy())
     return {name: value for name, value in loaded["model"].items() if isinstance(value, PiecewiseTensor)}
