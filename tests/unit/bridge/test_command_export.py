@@ -33,11 +33,13 @@ def test_a_source_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     from megatron.bridge.training.utils import checkpoint_utils
 
     monkeypatch.setattr(checkpoint_utils, "get_hf_model_id_from_checkpoint", lambda path: str(tmp_path / "gone"))
-    with pytest.raises(ValueError, match="gone, from which .* is no folder here: pass it with --hf-model"):
+    with pytest.raises(
+        ValueError, match="imported from .*gone, which is no folder here: pass the model with --hf-model"
+    ):
         subcommand._imported_from(tmp_path)
 
 
 def test_an_adapter_is_not_cast_or_divided(tmp_path: Path):
     result = CliRunner().invoke(main, ["export", str(tmp_path / "c"), "hf", "--adapter-only", "--dtype", "float32"])
     assert result.exit_code == 2
-    assert "--adapter-only exports what was trained. Drop --dtype and --max-shard-size." in result.stderr
+    assert "--adapter-only exports the adapters as they are. Drop --dtype and --max-shard-size." in result.stderr

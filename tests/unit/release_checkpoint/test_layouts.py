@@ -76,7 +76,7 @@ def test_what_a_model_is_made_of_is_passed_on(asked, tmp_path):
     asked.clear()
     (tmp_path / "model").mkdir()
     result = invoke("import", "--from-megatron", tmp_path / "model", tmp_path / "d", "--dtype", "float32")
-    assert result.exit_code == 2 and "--from-megatron copies the weights as they are, found --dtype" in result.stderr
+    assert result.exit_code == 2 and "--from-megatron copies the weights as they are; found --dtype" in result.stderr
     result = invoke("import", "--from-megatron", tmp_path / "model", tmp_path / "d")
     assert result.exit_code == 1 and "holds no checkpoint of Megatron-LM" in result.stderr and not asked
 

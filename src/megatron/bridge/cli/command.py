@@ -18,7 +18,7 @@ from megatron.bridge.release_checkpoint.layout import release_beside
 
 
 def _read_from(ctx: click.Context, parameter: click.Parameter, out: Path) -> Path:
-    """Take an `iter_0000000` that doesn't exist for the release checkpoint beside it, as Bridge's readers do."""
+    """Return the release checkpoint beside an `iter_0000000` that doesn't exist, as Bridge's readers do."""
     release = release_beside(out)
     if release is None:
         return out
@@ -33,29 +33,29 @@ CHECKPOINT = click.argument("out", type=click.Path(path_type=Path), callback=_re
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, to stdout.")
 TRUST = click.option("--trust-remote-code", is_flag=True, help="Run the code that comes with the Hugging Face model.")
 TOKEN = click.option(
-    "--token", metavar="TOKEN", help="Show the hub this token. Default: HF_TOKEN, or that of `hf auth login`."
+    "--token", metavar="TOKEN", help="Use this token on the hub. Default: HF_TOKEN, or the one of `hf auth login`."
 )
 CACHE_DIR = click.option(
     "--cache-dir",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Download models into this folder, in the layout of the hub's cache. Default: HF_HUB_CACHE.",
+    help="Download models to this folder, which gets the layout of the hub's cache. Default: HF_HUB_CACHE.",
 )
 ARGUMENTS = "megatron.bridge.arguments"
-"""Where a context keeps the arguments of its subcommand."""
+"""The key under which `ctx.meta` has the arguments of the subcommand."""
 VERBOSE = click.option(
     "-v", "--verbose", is_flag=True, help="Show the traceback of an error, and the output of imported packages."
 )
-QUIET = click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only. --json prints its document.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only warnings, errors, and the document of --json.")
 
 
 def module(name: str) -> Any:
-    """Import a module below megatron.bridge that only one option needs, and that a later change may bring."""
+    """Import a module below megatron.bridge that only one option needs. It may come with a later change."""
     return importlib.import_module(f"megatron.bridge.{name}")
 
 
 def set_hub(token: str | None, cache_dir: Path | None) -> None:
-    """Let huggingface_hub use a token and a cache. It reads these variables when it is imported."""
+    """Set the token and cache of huggingface_hub, which reads these variables when it is imported."""
     found = {"HF_TOKEN": token, "HF_HUB_CACHE": cache_dir and str(cache_dir.absolute())}
     if click.get_current_context().meta.get(QUIETLY):
         found["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -63,9 +63,9 @@ def set_hub(token: str | None, cache_dir: Path | None) -> None:
 
 
 class Command(click.Command):
-    """Reports an error in one line; with --verbose, with its traceback. `ctx.obj` says whether it is verbose.
+    """A subcommand that reports an error in one line, or with its traceback if --verbose is given.
 
-    With --quiet, what it prints to stdout goes nowhere, unless it is JSON; `ctx.meta[QUIETLY]` says so.
+    `ctx.obj` is True with --verbose, and `ctx.meta[QUIETLY]` with --quiet, which discards stdout unless it is JSON.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -103,7 +103,7 @@ class Command(click.Command):
 
 @contextmanager
 def _silent_ranks(verbose: bool) -> Iterator[None]:
-    """Keep away what ranks other than the first print, except for their errors. No rank sees a GPU."""
+    """Discard the output of all ranks but the first, and hide GPUs from every rank. Errors are still printed."""
     if processes.in_group():
         processes.hide_accelerators()
     if processes.is_first() or verbose:
@@ -137,7 +137,7 @@ def _in_one_line(error: BaseException) -> str:
             remedy = _REMEDIES.get(error.errno, "Pass --verbose to see where it happened.")
             what = f"{where}{what}. {remedy}"
     elif isinstance(error, (ValueError, OSError)) and (": " in text or _raised_by_bridge(error)):
-        # It says by itself what to do.
+        # The message already says what to do.
         what = text
     else:
         what = f"{type(error).__name__}: {text}. Pass --verbose to see where it happened."

@@ -14,11 +14,12 @@ _NAME, _VARIABLE = "megatron-bridge", "_MEGATRON_BRIDGE_COMPLETE"
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Print a script that lets SHELL complete subcommands, options, and paths.
+    """Print a completion script for the shell SHELL.
 
-    For bash, add to ~/.bashrc: eval "$(megatron-bridge completion bash)". For zsh, the same with zsh in ~/.zshrc. For
-    fish: megatron-bridge completion fish > ~/.config/fish/completions/megatron-bridge.fish
+    The shell then completes subcommands, options, and paths. For bash, add this line to ~/.bashrc:
+    eval "$(megatron-bridge completion bash)". For zsh, add the same line with zsh to ~/.zshrc. For fish, run:
+    megatron-bridge completion fish > ~/.config/fish/completions/megatron-bridge.fish
     """
     kind = get_completion_class(shell)
-    assert kind is not None, "the choices are those that click has"
+    assert kind is not None, "click supports all three shells"
     click.echo(kind(ctx.find_root().command, {}, _NAME, _VARIABLE).source())

@@ -27,13 +27,13 @@ from megatron.bridge.utils.deferred import lean_imports
 @click.option(
     "--hf-model",
     metavar="MODEL",
-    help="Take the configuration from this Hugging Face model, a name on the hub or a folder: the one that was "
-    f"imported. Default: the model that {RUN_CONFIG} names, else a config.json made of Megatron-LM's args.",
+    help="Take the config from this Hugging Face model, a folder or a name on the hub. It must be the model that was "
+    f"imported. Default: the model that {RUN_CONFIG} names, or else a config.json made from Megatron-LM's args.",
 )
 @click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace an earlier export at HF_OUT: its weights, config, and tokenizer. Files that no export writes stay. "
+    help="Replace an earlier export at HF_OUT: its weights, config, and tokenizer. Other files stay. "
     "Default: stop if HF_OUT isn't empty.",
 )
 @click.option(
@@ -44,13 +44,14 @@ from megatron.bridge.utils.deferred import lean_imports
 @click.option(
     "--max-shard-size",
     metavar="SIZE",
-    help="Write weight files of at most this size, such as 5GB. Default: divide the weights as the source does.",
+    help="Write weight files of at most this size, such as 5GB. Default: divide the weights into files as the source "
+    "does.",
 )
 @click.option(
     "--adapter-only",
     is_flag=True,
-    help="Export the LoRA adapters that were trained, as PEFT loads them. Default: export the model that they were "
-    "trained on, with the adapters merged.",
+    help="Export only the trained LoRA adapters, in PEFT's format. Default: merge them into their base model and "
+    "export the result.",
 )
 @click.option(
     "--no-strict",
@@ -60,10 +61,10 @@ from megatron.bridge.utils.deferred import lean_imports
 @click.option(
     "--push-to-hub",
     metavar="NAME",
-    help="Upload HF_OUT to the hub when it is whole, as NAME or OWNER/NAME, with a model card that says what it was "
-    "made from.",
+    help="Upload HF_OUT to the hub as NAME or OWNER/NAME when it is complete. The model card says what it was made "
+    "from.",
 )
-@click.option("--private", is_flag=True, help="Make a private repository, if --push-to-hub makes one.")
+@click.option("--private", is_flag=True, help="If --push-to-hub creates a repository, make it private.")
 @TOKEN
 @PROCESSES
 @TRUST
@@ -86,26 +87,26 @@ def command(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Export the checkpoint at OUT, imported or trained, as a Hugging Face model at HF_OUT.
+    """Export the checkpoint at OUT as a Hugging Face model.
 
-    HF_OUT must not exist, or be an empty folder. It appears when it is complete. With --overwrite, the earlier export
-    stays until then.
+    OUT is an imported or a trained checkpoint. HF_OUT must not exist, or must be an empty folder. It appears when the
+    export is complete. With --overwrite, the earlier export stays until then.
     """
     if max_shard_size and not re.fullmatch(r"[1-9][0-9]*([KMGT]i?B)", max_shard_size, re.IGNORECASE):
         raise click.UsageError(f"--max-shard-size is {max_shard_size}; expected a size, such as 5GB. Correct it.")
     if adapter_only and (dtype or max_shard_size):
-        raise click.UsageError("--adapter-only exports what was trained. Drop --dtype and --max-shard-size.")
+        raise click.UsageError("--adapter-only exports the adapters as they are. Drop --dtype and --max-shard-size.")
     if adapter_only and processes > 1:
         raise click.UsageError("--adapter-only writes one small file. Drop --processes.")
     if private and not push_to_hub:
-        raise click.UsageError("--private says how --push-to-hub uploads. Pass --push-to-hub, too.")
+        raise click.UsageError("--private is only for --push-to-hub. Pass --push-to-hub too, or drop --private.")
     set_hub(token, None)
     check_export_target(hf_out, overwrite)
     found = examine(out)
     if found.payload is None or found.payload.damage:
         raise click.ClickException(f"{out} can't be loaded: {printable(problems(found)[0].what)}")
     expected = weights.size(found.payload.metadata) if found.payload.metadata else 0
-    # Weights that are written anew need room twice.
+    # With another dtype or shard size, the weights are written a second time before the first copy goes.
     check_space(hf_out, expected * (2 if dtype or max_shard_size else 1))
     if in_processes(ctx, processes):
         return
@@ -159,7 +160,7 @@ def command(
 
 
 def _kept_model(out: Path, payload: Path) -> str | Path:
-    """Return where the config of a checkpoint's model is, which says how it is exported, and not from what."""
+    """Return where the config of a checkpoint's model is. It decides how the checkpoint is exported."""
     kept = (each / HF_FILES for each in (payload, out / RELEASE) if (each / HF_FILES / "config.json").is_file())
     return next(kept, None) or doubts.imported_from(payload) or payload
 
@@ -171,7 +172,7 @@ def _imported_from(out: Path) -> str | None:
     source = get_hf_model_id_from_checkpoint(str(out))
     if source is None:
         return None
-    # A name on the hub has one slash at most.
+    # A name on the hub has at most one slash.
     if (source.startswith((".", "~", "/")) or source.count("/") > 1) and not Path(source).expanduser().is_dir():
-        raise ValueError(f"{source}, from which {out} was imported, is no folder here: pass it with --hf-model.")
+        raise ValueError(f"{out} was imported from {source}, which is no folder here: pass the model with --hf-model.")
     return source

@@ -13,10 +13,10 @@ from megatron.bridge.models.conversion.family_results import RESULTS
 @click.argument("name", default="")
 @JSON
 def command(name: str, as_json: bool) -> None:
-    """List the architectures that can be converted, with what is known of each on a host without a GPU.
+    """List the architectures that can be converted.
 
-    An architecture is what config.json of a model has under "architectures". NAME shows those that have this text in
-    their names. Default: all.
+    Each is listed with the result of a conversion on a host without a GPU. The config.json of a model names its
+    architecture under "architectures". NAME selects the architectures with this text in their names. Default: all.
     """
     found = {each: result for each, result in sorted(RESULTS.items()) if name.lower() in each.lower()}
     if not found:

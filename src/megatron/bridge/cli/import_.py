@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,16 +31,14 @@ from megatron.bridge.utils.deferred import lean_imports
     "--adapter",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Merge this LoRA adapter of PEFT into the model: HF_MODEL is its base.",
+    help="Merge this LoRA adapter of PEFT into HF_MODEL, its base model. Default: merge none.",
 )
 @click.option(
     "--from-megatron",
     is_flag=True,
-    help="HF_MODEL is a checkpoint of Megatron-LM instead, in the format torch, torch_dcp, or torch_dist.",
+    help="Read HF_MODEL as a checkpoint of Megatron-LM, in the format torch, torch_dcp, or torch_dist.",
 )
-@click.option(
-    "--revision", metavar="NAME", help="Take this branch, tag, or commit of a model on the hub. Default: main."
-)
+@click.option("--revision", metavar="NAME", help="Download this branch, tag, or commit from the hub. Default: main.")
 @TOKEN
 @CACHE_DIR
 @click.option("--overwrite", is_flag=True, help="Replace a release checkpoint at OUT. Default: stop if there is one.")
@@ -60,15 +59,14 @@ from megatron.bridge.utils.deferred import lean_imports
 @click.option(
     "--no-strict",
     is_flag=True,
-    help="Leave out tensors, and keys of config.json, that the Megatron model has no place for, with a warning. "
-    "Default: stop at them.",
+    help="Leave out tensors that the Megatron model has no place for, and ignore keys of config.json that it doesn't "
+    "follow, with a warning. Default: stop at them.",
 )
 @click.option(
     "--verify/--no-verify",
     default=None,
-    help="Compare what Megatron-LM computes with what transformers computes before the checkpoint is published: the "
-    "whole model if it fits in memory. Default: compare a small twin if the config is of a kind that nobody has "
-    "compared, beside the conversion.",
+    help="Before the checkpoint is published, compare Megatron-LM's logits with those of transformers, for the whole "
+    "model if it fits in memory. Default: compare a small twin of the model if its kind of config was never compared.",
 )
 @PROCESSES
 @TRUST
@@ -93,18 +91,19 @@ def command(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Import the Hugging Face model HF_MODEL, a name on the hub or a folder, as a release checkpoint at OUT.
+    """Import a Hugging Face model as a release checkpoint.
 
-    OUT must not contain training checkpoints. An existing release checkpoint is replaced only with --overwrite.
+    HF_MODEL is a folder or a name on the hub. OUT must not contain training checkpoints. An existing release
+    checkpoint is replaced only with --overwrite.
     """
     folder = Path(hf_model)
     release = layout == RELEASE
     others = {"--dtype": dtype, "--adapter": adapter, "--no-strict": no_strict, "--layout iter": not release}
     others |= {"--verify": verify, "--trust-remote-code": trust_remote_code, "--processes": processes > 1}
     if from_megatron and (given := next((flag for flag, value in others.items() if value), None)):
-        raise click.UsageError(f"--from-megatron copies the weights as they are, found {given}. Drop one of the two.")
+        raise click.UsageError(f"--from-megatron copies the weights as they are; found {given}. Drop one of the two.")
     if link_iter_0 and not release:
-        raise click.UsageError("--link-iter-0 needs the layout release, found --layout iter. Drop one of the two.")
+        raise click.UsageError("--link-iter-0 needs the layout release; found --layout iter. Drop one of the two.")
     _check(folder, out, release, overwrite, "checkpoint of Megatron-LM" if from_megatron else "Hugging Face model")
     if not folder.is_dir() and not from_megatron:
         set_hub(token, cache_dir)
@@ -131,7 +130,7 @@ def command(
             layout_families.install_for(hf_model)
             from megatron.bridge import AutoBridge
 
-        options = {"release": release, "link_iter_0": link_iter_0}
+        options: dict[str, Any] = {"release": release, "link_iter_0": link_iter_0}
         if dtype:
             options["torch_dtype"] = getattr(torch, dtype)
         if adapter is not None:
@@ -157,7 +156,7 @@ def command(
         click.echo(json.dumps(document, indent=2))
         return
     if (payload := found.payload) is None:
-        raise click.ClickException(f"{out} is gone. Another process removed it. Import the model again.")
+        raise click.ClickException(f"{out} was removed by another process. Import the model again.")
     what = "a release checkpoint" if release else f"{ITERATION_0}, the layout before release checkpoints"
     click.echo(f"Wrote {out}: {what}, {payload.parameters:,} parameters, {human_bytes(payload.size)}.\n")
     if release:
@@ -183,7 +182,7 @@ def _megatron_size(folder: Path) -> int:
 
 
 def _check(source: Path, out: Path, release: bool, overwrite: bool, what: str) -> None:
-    """Refuse early what an import would refuse after it has started."""
+    """Refuse what the import itself would refuse only after it has imported torch."""
     looks_like_path = str(source).startswith((".", "/", "~")) or len(source.parts) > 2
     if looks_like_path and not source.is_dir():
         raise click.ClickException(

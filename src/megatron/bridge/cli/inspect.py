@@ -16,10 +16,10 @@ from megatron.bridge.release_checkpoint.examine import examine
 @CHECKPOINT
 @JSON
 def command(out: Path, as_json: bool) -> None:
-    """Show what lies at OUT, which versions of Megatron-LM load it, and with which flags.
+    """Show what OUT holds and which Megatron-LM loads it.
 
-    OUT is a checkpoint root or one of its payload folders. Only metadata is read: no weights, and no pickle that could
-    run code. The exit code is 1 if the checkpoint has a problem.
+    OUT is a checkpoint root or one of its payload folders. The flags for Megatron-LM are printed, too. Only metadata
+    is read, no weights, and no pickle is run. The exit code is 1 if the checkpoint has a problem.
     """
     document = describe(examine(out))
     if as_json:

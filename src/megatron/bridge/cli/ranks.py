@@ -12,7 +12,7 @@ PROCESSES = click.option(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Divide the weights between so many processes of this host. Under torchrun, its ranks divide them.",
+    help="Divide the weights between this many processes of the host. Under torchrun, its ranks divide them instead.",
 )
 
 

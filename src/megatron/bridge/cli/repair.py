@@ -19,11 +19,11 @@ from megatron.bridge.repair.problems import problems
 
 @click.command("repair", cls=Command)
 @CHECKPOINT
-@click.option("--dry-run", is_flag=True, help="Print the plan, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @click.option(
     "--hf-model",
     metavar="MODEL",
-    help=f"Take the args from this Hugging Face model, a name on the hub or a folder. Default: use {RUN_CONFIG}.",
+    help=f"Take the args from this Hugging Face model, a folder or a name on the hub. Default: use {RUN_CONFIG}.",
 )
 @TRUST
 @JSON
@@ -33,9 +33,9 @@ def command(
 ) -> None:
     """Repair the checkpoint at OUT so that Megatron-LM can load it.
 
-    This fixes what import_ckpt of Megatron-Bridge 0.6 and earlier wrote (tracker 0, iter_0000000, no args), what
-    somebody has partly fixed by hand, and what a killed import left. Weights are neither read nor copied. Training
-    checkpoints are refused.
+    This fixes the checkpoints of import_ckpt in Megatron-Bridge 0.6 and earlier (tracker 0, iter_0000000, no args),
+    also if somebody has partly fixed them by hand, and removes what a killed import left. Weights are neither read nor
+    copied. Training checkpoints are refused.
     """
     plan = repair.plan(out, hf_model, trust_remote_code)
     steps = [printable(step.what) for step in plan.steps]

@@ -21,7 +21,7 @@ from megatron.bridge.verify.verdict import DIFFERS, FLAGS, NEAR, NOT_PROVED, SAM
 EXIT_CODES = {SAME: 0, FLAGS: 0, DIFFERS: 1, NOT_PROVED: 3}
 _MEANING = {
     SAME: "Megatron-LM, started with the printed flags, computes what transformers computes.",
-    FLAGS: "Bridge's model computes what transformers computes, but Megatron-LM's flags don't give that model.",
+    FLAGS: "Bridge's model computes what transformers computes, but no flags of Megatron-LM build that model.",
     DIFFERS: "Megatron-LM does not compute what transformers computes. Don't train from this checkpoint.",
     NOT_PROVED: "The logits could not be compared on this host.",
 }
@@ -32,21 +32,23 @@ _MEANING = {
 @click.option(
     "--hf-model",
     metavar="MODEL",
-    help="Compare with this Hugging Face model, a name on the hub or a folder. For a training, pass its export. "
-    "Default: the model that the release was imported from.",
+    help="Compare with this Hugging Face model, a folder or a name on the hub. For a trained checkpoint, pass its "
+    "export. Default: the model that the checkpoint was imported from.",
 )
 @click.option(
     "--twin/--whole",
     default=None,
-    help="Compare a small model with the same config, or the whole one. Default: the whole one if it fits in memory.",
+    help="Compare a small twin, which has the same config, or the whole model. Default: the whole model if it fits in "
+    "memory.",
 )
 @TRUST
 @JSON
 def command(out: Path, hf_model: str | None, twin: bool | None, trust_remote_code: bool, as_json: bool) -> None:
-    """Prove that Megatron-LM computes with the checkpoint at OUT what transformers computes with the model.
+    """Compare Megatron-LM's logits with those of transformers.
 
-    Both read the same 512 tokens, in float32 on the CPU. The exit code is 1 if the logits differ, and 3 if they can't
-    be compared here. A release records the result in its run_config.yaml, and `inspect` repeats it.
+    Megatron-LM loads the checkpoint at OUT. Both models read the same 512 tokens, in float32 on the CPU. The exit
+    code is 1 if the logits differ, and 3 if they can't be compared on this host. The run_config.yaml of a release
+    checkpoint records the result, and `inspect` shows it.
     """
     verdict = verify(out, hf_model, twin=twin, trust_remote_code=trust_remote_code)
     _record(out, verdict)
@@ -59,7 +61,7 @@ def command(out: Path, hf_model: str | None, twin: bool | None, trust_remote_cod
 
 
 def _record(out: Path, verdict: Verdict) -> None:
-    """Let `inspect` repeat what was found out about a release. A checkpoint that can't be written stays as it is."""
+    """Record the verdict in a release checkpoint, for `inspect`. One that isn't writable stays as it is."""
     found = examine(out)
     if found.layout == "release" and found.payload is not None and found.payload.has(RUN_CONFIG) and verdict.figures:
         with contextlib.suppress(OSError):
