@@ -165,7 +165,7 @@ def test_wrong_hugging_face_model_is_refused(
     shutil.copytree(upstream_s, root)
     done = CliRunner().invoke(main, ["repair", str(root), "--hf-model", str(other)])
     assert done.exit_code == 1
-    assert f"is no checkpoint of {other}, {said}: give the model that was imported" in done.stderr
+    assert f"is no checkpoint of {other}, {said}: pass the model that was imported" in done.stderr
     assert done.stderr.count("\n") == 1
     assert sorted(path.name for path in root.iterdir()) == sorted(path.name for path in upstream_s.iterdir())
 

@@ -64,7 +64,7 @@ NORMALIZED = "refused: norm_topk_prob is False, expected True"
 GATED_GELU = "said: No flags of pretrain_gpt.py give this model, Megatron Bridge trains it: the activation gated gelu"
 NO_MLP_BIAS = "refused: attention_bias is True, Bridge's model has False"
 UNTIED = "refused: tie_word_embeddings is True, Bridge's model has False"
-NORMS = "refused: rms_norm_eps is 0.01, which Bridge's latent attention has, too, and transformers' not"
+NORMS = "refused: rms_norm_eps is 0.01, which Bridge's latent attention uses, but not transformers'"
 MIXED_LAYERS = {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}
 OTHER_LAYERS = (
     "refused: layers with experts is [False, True, False, True], Bridge's model has [False, True, True, True]"

@@ -105,7 +105,7 @@ def rename(folder, old, new):
 
 # name: (what is done to a sound adapter, part of the message)
 REFUSED = {
-    "no adapter": (shutil.rmtree, "has no adapter_config.json, it is not a PEFT adapter"),
+    "no adapter": (shutil.rmtree, "has no adapter_config.json, so it is not a PEFT adapter"),
     "no weights": (lambda path: (path / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
     "another kind": (lambda path: edit(path, peft_type="IA3"), "is an adapter of the type IA3, expected LORA"),
     "PiSSA": (lambda path: edit(path, init_lora_weights="pissa"), 'made with init_lora_weights="pissa"'),

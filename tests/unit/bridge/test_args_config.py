@@ -59,7 +59,7 @@ def test_the_config_has_the_model_of_the_args(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"normalization": None}, "don't say normalization: pass the Hugging Face model"),
+        ({"normalization": None}, "don't say normalization: pass the trained Hugging Face model"),
         ({"softmax_type": "learnable"}, "no family of LlamaForCausalLM"),
     ],
 )

@@ -63,7 +63,7 @@ def test_plain_config_is_taken(tmp_path: Path, name: str) -> None:
         ("Qwen3Moe", {"scoring_func": "sigmoid"}, "scoring_func is 'sigmoid', expected 'softmax'"),
         ("GptOss", {"n_group": 2, "topk_group": 1}, "n_group is 2, expected 1"),
         ("DeepseekV2", {"n_group": 2}, "topk_method is 'greedy', Bridge's model chooses 1 of 2 groups"),
-        ("DeepseekV3", {"rms_norm_eps": 1e-2}, "rms_norm_eps is 0.01, which Bridge's latent attention has, too"),
+        ("DeepseekV3", {"rms_norm_eps": 1e-2}, "rms_norm_eps is 0.01, which Bridge's latent attention uses"),
         ("DeepseekV3", {"norm_topk_prob": False}, "norm_topk_prob is False, expected True"),
         ("DeepseekV3", {"scoring_func": "softmax"}, "scoring_func is 'softmax', expected 'sigmoid'"),
         ("Glm4Moe", {"tie_word_embeddings": True}, "tie_word_embeddings is True, Bridge's model has False"),

@@ -89,7 +89,7 @@ def test_a_parameter_of_which_nothing_is_made_is_refused(caplog: pytest.LogCaptu
     chunk = torch.nn.ParameterDict({"used": torch.zeros(1), "left": torch.zeros(1), "ADAPTER": torch.zeros(1)})
     tasks = [SimpleNamespace(param_name=name, param_weight=weight) for name, weight in (("used", 1), ("left", None))]
     check_used(bridge, [chunk], [*tasks, None])
-    with exporting(True), pytest.raises(ValueError, match="makes no tensor of 'left': pass the Hugging Face model"):
+    with exporting(True), pytest.raises(ValueError, match="exports no tensor for 'left': pass the trained"):
         check_used(bridge, [chunk], [*tasks, None])
     with exporting(False):
         check_used(bridge, [chunk], tasks)

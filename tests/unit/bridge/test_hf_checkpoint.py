@@ -75,13 +75,13 @@ def test_a_broken_checkpoint_is_refused_and_leaves_nothing(sound, tmp_path, name
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./nothing", "a/b/c"])
 def test_a_missing_path_is_refused(tmp_path, path):
-    with pytest.raises(FileNotFoundError, match="does not exist: give the folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist: pass the folder"):
         AutoBridge.import_ckpt(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_is_refused(sound, tmp_path):
-    with pytest.raises(NotADirectoryError, match="is a file: give the folder"):
+    with pytest.raises(NotADirectoryError, match="is a file: pass the folder"):
         AutoBridge.import_ckpt(sound / "config.json", tmp_path / "out")
 
 

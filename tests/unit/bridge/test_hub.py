@@ -122,7 +122,7 @@ def test_what_cannot_be_downloaded_is_told_in_one_line(hub, tmp_path):
     expected = [
         "me/m has no weights on the hub",
         "me/m has no revision v9: pass a branch, a tag, or a commit of it",
-        "me/other is no folder here, and no model on the hub",
+        "me/other is neither a local folder nor a model on the hub",
         "pass a token (--token, HF_TOKEN)",
     ]
     assert all(part in line for part, line in zip(expected, said, strict=True)), said

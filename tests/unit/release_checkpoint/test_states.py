@@ -108,8 +108,8 @@ NO_COMMON_PT = "There is no common.pt: Megatron-LM up to core 0.18 looks for it"
 DIFFER = "common.pt and the entry common_state differ in "
 TORN = "common.pt: the file is not what torch.save writes"
 LINK = "iter_0000000 is a link to {}"
-BRIDGES = "latest_train_state.pt is here"
-NOT_WHOLE = "is here and is not whole, iter_0000000 is"
+BRIDGES = "latest_train_state.pt exists"
+NOT_WHOLE = "is incomplete, iter_0000000 is complete"
 
 STATES = [
     State("release", "yyyy"),
@@ -266,7 +266,7 @@ STATES = [
         "nnny",
         BEFORE,
         (LAYOUT, NO_ARGS),
-        "holds an older release beside iter_0000000, which its tracker names, and both are whole: move away",
+        "holds an older release beside iter_0000000, which its tracker names, and both are complete: move away",
         change=shell("cp -r iter_0000000 release"),
     ),
     State("training", "nnyy", TRAINING, (), "holds training iteration 5"),
@@ -302,12 +302,18 @@ STATES = [
     State(
         "empty", "nnnn", {"folder": None, "tracker": None}, ("The folder holds no checkpoint",), "holds no checkpoint"
     ),
-    State("tracker alone", "nnnn", {"folder": None}, ("The tracker and leftovers are here",), "holds no checkpoint"),
+    State(
+        "tracker alone",
+        "nnnn",
+        {"folder": None},
+        ("There is a tracker, or a leftover, but no weights",),
+        "holds no checkpoint",
+    ),
     State(
         "nothing but a killed import's",
         "nnnn",
         {"folder": None, "tracker": None, "leftovers": (KILLED,)},
-        ("The tracker and leftovers are here",),
+        ("There is a tracker, or a leftover, but no weights",),
         "holds no checkpoint but what a killed import left",
     ),
     State("layout iter with args", "nnny", {"folder": "iter_0000000", "tracker": "0", "train_state": True}, (LAYOUT,)),
@@ -415,7 +421,7 @@ STATES = [
         "weights behind a link",
         "nnnn",
         BEFORE,
-        (LINK.format("elsewhere"), "The tracker and leftovers are here"),
+        (LINK.format("elsewhere"), "There is a tracker, or a leftover, but no weights"),
         LINK.format("elsewhere, expected one to release, or none: remove the link, or put what it leads to"),
         change=shell("mv iter_0000000 elsewhere && ln -s elsewhere iter_0000000"),
     ),
@@ -889,7 +895,7 @@ def test_a_link_to_the_release_is_the_release(build: Callable, tmp_path: Path):
     assert (document["link"], document["folders"], document["layout"]) == ("release", ["release"], "release")
     assert "iter_0000000 (a link to release)" in invoke("inspect", root).stdout
     for folder in ("iter_0000000", "release"):
-        said = f"Error: {root}/release is a folder of a checkpoint: give the root, {root}\n"
+        said = f"Error: {root}/release is a payload folder, expected a root: pass {root}\n"
         assert invoke("repair", root / folder).stderr == said
 
 

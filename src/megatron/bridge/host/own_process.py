@@ -116,8 +116,8 @@ def _environment(convert: Callable) -> dict[str, str]:
         return environment | {"TORCHELASTIC_RESTART_COUNT": f"{restarts}-conversion-{next(_CALLS)}"}
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise RuntimeError(
-            f"{convert.__qualname__} needs processes of its own, and found a process group of {dist.get_world_size()} "
-            "ranks that torchrun didn't start: start the ranks with torchrun, or convert in one"
+            f"{convert.__qualname__} needs new processes, and found a process group of {dist.get_world_size()} ranks "
+            "that torchrun didn't start: start the ranks with torchrun, or convert in one process"
         )
     return {name: value for name, value in environment.items() if name not in _OF_A_GROUP}
 

@@ -91,7 +91,7 @@ def clear(payload: str | os.PathLike) -> None:
             with suppress(OSError):
                 remove_staging(other, target)
         elif state == UNKNOWN:
-            logger.warning("%s stays, it may be somebody else's: remove it if nobody needs it", other)
+            logger.warning("%s stays, because it may be somebody else's: remove it if nobody needs it", other)
 
 
 def _since(folder: Path) -> tuple[float, str]:

@@ -20,7 +20,7 @@ def choose(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:
     if checkpoint.busy:
         raise Refused(f"an import or a repair of {root} is running: wait for it")
     if shown is not None and checkpoint.kind == "payload":
-        raise Refused(f"{shown.path} is a folder of a checkpoint: give the root, {root}")
+        raise Refused(f"{shown.path} is a payload folder, expected a root: pass {root}")
     if checkpoint.misled is not None:
         raise Refused(
             f"{root / ITERATION_0} is a link to {checkpoint.misled[:200]}, expected one to {RELEASE}, or none: remove "
@@ -31,8 +31,8 @@ def choose(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:
         raise Refused(f"{root} holds no checkpoint{left}: import the model")
     if checkpoint.iteration > 0:
         raise Refused(
-            f"{root} holds training iteration {checkpoint.iteration}, a release would hide it: "
-            "nothing is repaired here; move the training away, or give another path"
+            f"{root} holds training iteration {checkpoint.iteration}, which a release checkpoint would hide: "
+            "move the training checkpoints away, or pass another path"
         )
     names = sorted(checkpoint.folders, key=lambda name: name != RELEASE) or [shown.path.name]
     found = [shown if name == shown.path.name else examine_payload(root / name) for name in names]
@@ -49,15 +49,18 @@ def choose(checkpoint: Checkpoint) -> tuple[Payload, Path | None]:
     return payload, index
 
 
+_IMPORTED = "pass a checkpoint that was imported and not trained"
+
+
 def _refuse_training(payload: Payload) -> None:
     if payload.has_optimizer:
-        raise Refused(f"{payload.path} holds optimizer state: it is a training, and none is made a release here")
+        raise Refused(f"{payload.path} holds optimizer state, so it is a training checkpoint: {_IMPORTED}")
     for name in payload.forms:
         each = replace(payload, source=name)
         consumed = getattr(each.args, "consumed_train_samples", 0)
         if each.iteration > 0 or consumed:
             at = f"iteration {each.iteration}" if each.iteration else f"{consumed} samples"
-            raise Refused(f"{payload.path} was trained up to {at}: none of a training is made a release here")
+            raise Refused(f"{payload.path} was trained up to {at}: {_IMPORTED}")
 
 
 def _whole(checkpoint: Checkpoint, found: list[Payload]) -> tuple[Payload, Path | None]:
@@ -66,7 +69,7 @@ def _whole(checkpoint: Checkpoint, found: list[Payload]) -> tuple[Payload, Path 
     if _is_older(checkpoint, found):
         raise Refused(
             f"{checkpoint.root} holds an older {RELEASE} beside {checkpoint.named}, which its tracker names, and both "
-            "are whole: move away the one that is not wanted"
+            "are complete: move away the one that you don't need"
         )
     if not first.damage:
         return first, None

@@ -58,7 +58,7 @@ def _faults_of_root(checkpoint: Checkpoint, plan: repair.Plan | None) -> Iterato
     if plan is not None and plan.index is not None:
         yield f"{plan.payload.path.name} is whole but for .metadata, which lies in {plan.index.parent.name}"
     if plan is not None and plan.aside:
-        yield f"{RELEASE} is here and is not whole, {plan.payload.path.name} is"
+        yield f"{RELEASE} is incomplete, {plan.payload.path.name} is complete"
 
 
 def _lacks_of_release(checkpoint: Checkpoint, payload: Payload) -> Iterator[str]:
@@ -66,8 +66,8 @@ def _lacks_of_release(checkpoint: Checkpoint, payload: Payload) -> Iterator[str]
     is_iteration_0 = checkpoint.layout == "iter"
     if is_iteration_0:
         yield (
-            "This is Bridge's layout of iteration 0 (--layout iter): Megatron-LM up to core 0.15 refuses its tracker, "
-            "later ones can't fine-tune from it without --finetune; megatron-bridge repair turns it into a release"
+            "This is Bridge's layout of iteration 0 (--layout iter). Megatron-LM up to core 0.15 refuses its tracker, "
+            "later versions need --finetune. megatron-bridge repair turns it into a release checkpoint"
         )
     elif checkpoint.named == ITERATION_0 and checkpoint.link == RELEASE:
         yield f"The tracker says {checkpoint.tracker} and not {RELEASE}, which the link {ITERATION_0} leads to"
@@ -86,9 +86,9 @@ def _lacks_of_release(checkpoint: Checkpoint, payload: Payload) -> Iterator[str]
     if not is_iteration_0 and COMMON_PT not in payload.forms:
         yield "There is no common.pt: Megatron-LM up to core 0.18 looks for it"
     if checkpoint.kind == "root" and not is_iteration_0 and (checkpoint.root / BRIDGE_TRACKER).is_file():
-        yield f"{BRIDGE_TRACKER} is here: Bridge before release checkpoints believes it and not the tracker"
+        yield f"{BRIDGE_TRACKER} exists: older versions of Bridge prefer it to the tracker"
     if payload.path.name == RELEASE and payload.has(TRAIN_STATE):
-        yield f"{RELEASE}/{TRAIN_STATE} speaks of a training, a release has none"
+        yield f"{RELEASE}/{TRAIN_STATE} exists: a release checkpoint has no state of a training"
 
 
 def _misled(checkpoint: Checkpoint) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _other(form: str) -> str:
 def _absence(checkpoint: Checkpoint) -> Problem:
     what = {
         "missing": "there is nothing at this path",
-        "file": "this is a file, a checkpoint is a folder",
+        "file": "this is a file, expected the folder of a checkpoint",
         "empty": "the folder holds no checkpoint",
-    }.get(checkpoint.kind, "the tracker and leftovers are here, the weights are not")
-    return Problem(f"{what[0].upper()}{what[1:]}: import the model, or give another path", repairable=False)
+    }.get(checkpoint.kind, "there is a tracker, or a leftover, but no weights")
+    return Problem(f"{what[0].upper()}{what[1:]}: import the model, or pass another path", repairable=False)

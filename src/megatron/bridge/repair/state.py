@@ -95,7 +95,7 @@ def truth(payload: Payload) -> Payload:
         what = ", ".join(differing[:3])
         raise Refused(
             f"{payload.path}: common.pt and {FORMS[ENTRY]} differ in {what}, and the weights don't tell which is "
-            "right: remove common.pt if it is wrong, else import the model again"
+            "right: remove common.pt if it is wrong, or else import the model again"
         )
     return best
 
@@ -135,8 +135,8 @@ def _source_of_args(payload: Payload, hf_model: str | None) -> str:
         return "itself"
     args = f"args that fit its weights ({wrong[0]})" if wrong else "args"
     raise NeedsModel(
-        f"{payload.path} has neither {args} nor {RUN_CONFIG} to take them from: give the model it was imported from "
-        "with --hf-model"
+        f"{payload.path} has neither {args} nor {RUN_CONFIG} to take them from: pass the model that it was imported "
+        "from with --hf-model"
     )
 
 
@@ -242,7 +242,7 @@ def _derive_args(payload: Payload, hf_model: str | None, trust_remote_code: bool
     if wrong := contradictions(args, payload.metadata):
         raise Refused(
             f"{payload.path} is no checkpoint of {hf_model or f'the model in its {RUN_CONFIG}'}, {wrong[0]}: "
-            "give the model that was imported with --hf-model"
+            "pass the model that was imported with --hf-model"
         )
     return args
 

@@ -89,8 +89,8 @@ def in_one_line(name: str, revision: str | None, hint: str = "") -> Iterator[Non
         raise ValueError(f"{name} has no revision {revision}: pass a branch, a tag, or a commit of it") from None
     except errors.RepositoryNotFoundError:
         raise ValueError(
-            f"{name} is no folder here, and no model on the hub that the token may see: correct it, or pass a token "
-            "(--token, HF_TOKEN)"
+            f"{name} is neither a local folder nor a model on the hub that you have access to: correct the name, or "
+            "pass a token (--token, HF_TOKEN)"
         ) from None
     except errors.LocalEntryNotFoundError:
         what = f"{name}{at} is not in the hub's cache, and the hub can't be reached"

@@ -44,7 +44,7 @@ def test_one_form_is_written_from_the_other(build, tmp_path: Path):
 
 
 def test_nothing_to_take_the_args_from_and_two_truths_are_refused(build, tmp_path: Path):
-    with pytest.raises(NeedsModel, match="give the model it was imported from with --hf-model"):
+    with pytest.raises(NeedsModel, match="pass the model that it was imported from with --hf-model"):
         repaired(build(tmp_path / "a", args=None, run_config=False) / "release")
     other = {"common": {"content_metadata": {"a": 2}}}
     with pytest.raises(Refused, match="differ in content_metadata"):

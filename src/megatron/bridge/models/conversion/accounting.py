@@ -47,8 +47,8 @@ def leave_out_prediction_layers(provider: Any, hf_pretrained: Any) -> None:
     """
     layers, state = getattr(provider, "mtp_num_layers", None), getattr(hf_pretrained, "state", None)
     if layers and isinstance(state, StateDict) and not any(map(PREDICTION.match, state.source.get_all_keys())):
-        what = f"no weights of the prediction layers that its config names: imported without them ({layers})"
-        proof.warn(logger, f"{_name(hf_pretrained)} has {what}", left_out=what)
+        what = f"no weights for the prediction layers of its config ({layers})"
+        proof.warn(logger, f"{_name(hf_pretrained)} has {what}. It is imported without them", left_out=what)
         provider.mtp_num_layers = None
 
 
@@ -139,8 +139,8 @@ class Account:
         expected = f" (expected {wanted} in the checkpoint)" if wanted else ""
         message = (
             f"{self.name} has no source for {len(lacking)} parameters of the Megatron model, {some(lacking)}"
-            f"{expected}: use weights and config of the same model; if they are, {type(bridge).__name__} doesn't know "
-            "this variant"
+            f"{expected}: use weights and config of the same model. If they belong together, {type(bridge).__name__} "
+            "doesn't support this variant"
         )
         if proof.is_strict() is not None or not getattr(model[0].config, "perform_initialization", True):
             raise ValueError(message)
@@ -168,7 +168,7 @@ class Account:
             if not self._is_copy_of_embedding(name):
                 self._left_out(
                     f"has a tied embedding and a {name!r} with other values",
-                    "set tie_word_embeddings to false in config.json, for transformers doesn't tie them",
+                    "set tie_word_embeddings to false in config.json, because transformers doesn't tie them",
                 )
 
     def _left_out(self, what: str, remedy: str) -> None:

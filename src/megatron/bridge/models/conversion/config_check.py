@@ -46,8 +46,8 @@ def check_config(bridge: Any, strict: bool = True) -> None:
     keys = FAMILIES.get(config.model_type)
     if keys is None:
         what = (
-            f"{config.model_type} is not proved: nobody has compared what Megatron Core computes with transformers "
-            "for every key of its config.json"
+            f"{config.model_type} is not proved: the keys of its config.json were never compared with what Megatron "
+            "Core computes"
         )
         proof.warn(logger, f"{what}. Compare the logits before you train", unproved=what)
         return
@@ -57,10 +57,10 @@ def check_config(bridge: Any, strict: bool = True) -> None:
         line = f"config.json of {config.model_type}: {'; '.join(wrong[:3])}{more}"
         if strict:
             raise ValueError(
-                f"{line}: Megatron Core would compute another model, use a checkpoint without it, or pass "
+                f"{line}: Megatron Core would compute another model. Use a checkpoint without it, or pass "
                 "strict=False (--no-strict)"
             )
-        what = f"{line}: Megatron Core computes another model than transformers"
+        what = f"{line}: Megatron Core doesn't compute what transformers computes"
         proof.warn(logger, what, left_out=what)
     for line in remarks(config):
         proof.warn(logger, line, unproved=line)
@@ -79,7 +79,7 @@ def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
         if hasattr(config, key):
             product = (getattr(config, key) or 0) * getattr(config, other)
             yield from _differ(f"{key} x {other}", product, _field(provider, field) or 0)
-    only = ONLY | keys.only
+    only = {**ONLY, **keys.only}
     for key, value in values.items():
         if key in only and value not in only[key]:
             expected = [repr(each) for each in only[key] if each is not None] or ["None"]
@@ -161,7 +161,7 @@ def _architecture(config: Any) -> Iterator[str]:
 def _latent_norms(config: Any, provider: Any) -> Iterator[str]:
     """Norms inside of transformers' latent attention have 1e-6. Up to 1e-5, that changes logits by less than 1e-4."""
     if _field(provider, "multi_latent_attention") and config.rms_norm_eps > 1e-5:
-        yield f"rms_norm_eps is {config.rms_norm_eps}, which Bridge's latent attention has, too, and transformers' not"
+        yield f"rms_norm_eps is {config.rms_norm_eps}, which Bridge's latent attention uses, but not transformers'"
 
 
 def _groups(config: Any) -> Iterator[str]:

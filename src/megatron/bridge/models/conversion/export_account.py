@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HINT = "pass the Hugging Face model that was trained with --hf-model (source_path)"
+_HINT = "pass the trained Hugging Face model with --hf-model (source_path)"
 _LENIENT = "pass strict=False (--no-strict) to export without"
 # What stands beside quantized weights.
 _SCALE = re.compile(r"(_scale|_scale_inv|_scale_2|\.scale|_amax)$|_quantizer\.")
@@ -162,7 +162,7 @@ def check_used(bridge: "MegatronModelBridge", chunks: Iterable[torch.nn.Module],
     used = {task.param_name for task in tasks if task is not None and task.param_weight is not None}
     names = [bridge._unwrap_name(name) for chunk in chunks for name, _ in chunk.named_parameters()]
     if left := [name for name in names if name not in used and not bridge._is_adapter_param_name(name)]:
-        _left_out(f"{type(bridge).__name__} makes no tensor of {some(left)}", _HINT)
+        _left_out(f"{type(bridge).__name__} exports no tensor for {some(left)}", _HINT)
 
 
 def check_stored(state_dict: Mapping[str, Any], checkpoint_path: str | Path) -> None:
@@ -211,7 +211,7 @@ def _twins(key: str) -> set[str]:
     return {key.replace(one, other) for pair in pairs for one, other in (pair, pair[::-1]) if one in key}
 
 
-def _sharded(state_dict: Mapping[str, Any]) -> Iterator[ShardedTensor]:
+def _sharded(state_dict: Any) -> Iterator[ShardedTensor]:
     for entry in nested_values(state_dict):
         if isinstance(entry, ShardedTensorFactory):
             yield from _sharded(entry.build())
@@ -248,7 +248,7 @@ def check_tensor(expected: Expected, name: str, shape: tuple[int, ...]) -> None:
     if wanted is not None and shape != wanted:
         raise ValueError(f"{name} is {list(shape)} in the export, transformers expects {list(wanted)}: {_HINT}")
     if not expected.has_place(name) and not _SCALE.search(name):
-        _left_out(f"transformers' model has no {name}, which the checkpoint gives", _HINT)
+        _left_out(f"transformers' model has no {name}, which the checkpoint has", _HINT)
 
 
 def check_names(expected: Expected, names: Iterable[str]) -> None:

@@ -58,14 +58,14 @@ def check_hf_checkpoint(model: str | os.PathLike, trust_remote_code: bool | None
     path = Path(model).expanduser()
     if not path.exists():
         if _looks_like_path(str(model)):
-            raise FileNotFoundError(f"{model} does not exist: give the folder of a Hugging Face checkpoint")
+            raise FileNotFoundError(f"{model} does not exist: pass the folder of a Hugging Face checkpoint")
         return
     if not path.is_dir():
-        raise NotADirectoryError(f"{model} is a file: give the folder of a Hugging Face checkpoint")
+        raise NotADirectoryError(f"{model} is a file: pass the folder of a Hugging Face checkpoint")
     if (path / "model_index.json").is_file():
         # A pipeline of diffusers, which is converted by other means; callers know the error that it gets after this.
         return
-    config = read_json(path / "config.json", "it is not a Hugging Face checkpoint: give the folder of one")
+    config = read_json(path / "config.json", "it is not a Hugging Face checkpoint: pass the folder of one")
     tensors = check_weights(path)
     _check_vocabulary(path, config)
     _check_sizes(path, config, tensors)
@@ -118,7 +118,7 @@ def _check_sizes(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -> 
         size = sizes.get(name)
         if isinstance(size, int) and size < _SIZES[name]:
             raise ValueError(
-                f"{path}/config.json has {name} {size}, expected {_SIZES[name]} or more: copy the file again"
+                f"{path}/config.json has {name} {size}, expected {_SIZES[name]} or more: download it again"
             )
     layers = sizes.get("num_hidden_layers")
     if isinstance(layers, int) and layers > len(tensors):
@@ -134,7 +134,7 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
         hf_config = transformers.AutoConfig.from_pretrained(path)
     except Exception as error:  # whatever the class of the config raises
         raise ValueError(
-            f"{path}/config.json is not taken by transformers ({in_one_line(error)}): copy the file again, or pass "
+            f"{path}/config.json is not taken by transformers ({in_one_line(error)}): download it again, or pass "
             "trust_remote_code=True if it needs code from a checkpoint that you trust"
         ) from None
     model_class: Any = _model_class(config)
@@ -163,7 +163,7 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
         logger.debug("the tensors of %s are not compared with its config: %s", path, error)
         return
     if seen["missing_keys"]:
-        raise ValueError(f"{path} lacks {some(seen['missing_keys'])}: copy the whole checkpoint")
+        raise ValueError(f"{path} lacks {some(seen['missing_keys'])}: download the whole checkpoint")
     for name, found, expected in sorted(seen["mismatched_keys"]):
         raise ValueError(
             f"{path}: {name} has shape {list(found)}, config.json expects {list(expected)}: use weights and config of "
@@ -171,7 +171,9 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
         )
     for name, expected in model.state_dict().items():
         if name in tensors and expected.is_floating_point() and not tensors[name].is_floating_point():
-            raise ValueError(f"{path}: {name} holds {tensors[name].dtype}, expected floats: copy the checkpoint again")
+            raise ValueError(
+                f"{path}: {name} holds {tensors[name].dtype}, expected floats: download the checkpoint again"
+            )
 
 
 def _model_class(config: dict) -> type | None:
@@ -206,9 +208,7 @@ def _experts_that_differ(path: Path, tensors: dict[str, torch.Tensor]) -> str:
         (usual, _), *others = Counter(shapes.values()).most_common()
         for name, shape in shapes.items():
             if others and shape != usual:
-                return (
-                    f"{path}: {name} has shape {list(shape)}, other experts {list(usual)}: copy the checkpoint again"
-                )
+                return f"{path}: {name} has shape {list(shape)}, other experts {list(usual)}: download it again"
     return f"{path}: its tensors are not those of the model in config.json: use weights and config of the same model"
 
 
@@ -236,7 +236,7 @@ def token_ids(path: Path) -> Iterator[int]:
             yield from Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab().values()
         except Exception as error:  # tokenizers raises nothing more precise
             raise ValueError(
-                f"{path / 'tokenizer.json'} can't be read ({in_one_line(error)}): copy the file again"
+                f"{path / 'tokenizer.json'} can't be read ({in_one_line(error)}): download it again"
             ) from None
     for name in ("vocab.json", "added_tokens.json"):
         if (path / name).is_file():

@@ -41,12 +41,12 @@ def check_weights(path: Path) -> dict[str, torch.Tensor]:
         files = [single] if single.name in _TORCH else sorted(path.glob("*.safetensors"))
         if not files:
             raise FileNotFoundError(
-                f"{path} has no weights, expected *.safetensors or pytorch_model.bin: copy the whole checkpoint"
+                f"{path} has no weights, expected *.safetensors or pytorch_model.bin: download the whole checkpoint"
             )
         return _merged({file: headers(file) for file in files})
     weight_map = read_json(index, "").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map from tensor names to files: copy the file again")
+        raise ValueError(f"{index} has no weight_map from tensor names to files: download it again")
     if single.is_file() and single.name not in weight_map.values():
         raise ValueError(
             f"{path} holds two sets of weights, {single.name} and those of {index.name}: remove one of them"
@@ -55,14 +55,14 @@ def check_weights(path: Path) -> dict[str, torch.Tensor]:
     for name in sorted(set(weight_map.values())):
         shard = path / name
         if Path(name).name != name:
-            raise ValueError(f"{index} names {name!r}, expected a file in the same folder: copy the file again")
+            raise ValueError(f"{index} names {name!r}, expected a file in the same folder: download it again")
         # A shard may be a link: the hub's cache is made of them.
         if not is_file(shard):
-            raise FileNotFoundError(f"{index} names {name!r}, which is not there: copy the missing shard")
+            raise FileNotFoundError(f"{index} names {name!r}, which is not there: download the missing shard")
         found = headers(shard)
         missing = {tensor for tensor, file in weight_map.items() if file == name} - found.keys()
         if missing:
-            raise ValueError(f"{shard} lacks {min(missing)!r}, which {index.name} places there: copy the shard again")
+            raise ValueError(f"{shard} lacks {min(missing)!r}, which {index.name} places there: download it again")
         tensors |= found
     return tensors
 
@@ -85,13 +85,13 @@ def read_json(path: Path, without: str) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}, {without}")
     if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MB, expected a config: copy the file again")
+        raise ValueError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MB, expected a config: download it again")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({in_one_line(error)}): copy the file again") from None
+        raise ValueError(f"{path} is not JSON ({in_one_line(error)}): download it again") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object: copy the file again")
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object: download it again")
     return content
 
 

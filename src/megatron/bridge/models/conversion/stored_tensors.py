@@ -80,7 +80,7 @@ class StoredTensors(Mapping):
         for name, file in self._others.items():
             if name in self._files:
                 raise ValueError(
-                    f"{name!r} is in {self.file(name)} and in {file}: keep one of them, or copy the checkpoint again"
+                    f"{name!r} is in {self.file(name)} and in {file}: keep one of them, or download them again"
                 )
             if not NOT_NEEDED.search(name):
                 raise ValueError(f"{name!r} is in {file}, and the checkpoint's index doesn't name it: add it there")

@@ -140,7 +140,7 @@ def _follow(bridge: "AutoBridge", config: Any, payload: Payload) -> dict[str, An
         what = "args" if args is not None else "config.json"
         raise ValueError(
             f"{payload.path} holds other weights than its {what}: {'; '.join(wrong[:3])}. "
-            "Pass the model that was trained with --hf-model (source_path), or copy the checkpoint again"
+            "Pass the trained Hugging Face model with --hf-model (source_path), or download the checkpoint again"
         )
     for line in trained_keys.changes(original, text.to_dict()):
         logger.warning("config.json of the export says what was trained: %s", line)
