@@ -5,7 +5,7 @@ import pytest
 from test_layout import make_iteration
 from test_release_writer import write_release
 
-from megatron.bridge.release_checkpoint.layout import ITERATION_0, STAGING, TRACKER, resolve_checkpoint
+from megatron.bridge.release_checkpoint.layout import INCOMPLETE, ITERATION_0, RELEASE, TRACKER, resolve_checkpoint
 from megatron.bridge.training.object_store_writer import release_writer
 
 
@@ -54,6 +54,6 @@ def test_a_root_with_training_is_refused(object_store):
 
 def test_a_local_path_is_staged_with_multistorageclient_enabled_too(object_store, tmp_path):
     with release_writer(tmp_path / "local") as writer:
-        assert writer.stage().startswith(str(tmp_path / "local" / STAGING))
+        assert writer.stage().startswith(str(tmp_path / "local" / f"{RELEASE}{INCOMPLETE}"))
     write_release(tmp_path / "local", "payload")
     assert resolve_checkpoint(tmp_path / "local") == str(tmp_path / "local/release")

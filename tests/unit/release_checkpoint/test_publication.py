@@ -20,7 +20,6 @@ from megatron.bridge.release_checkpoint.layout import (
     ITERATION_0,
     RELEASE,
     REPLACED,
-    STAGING,
     TRACKER,
     resolve_checkpoint,
 )
@@ -65,7 +64,12 @@ def test_links_that_lie_where_an_import_writes_are_not_followed(tmp_path):
     folder.mkdir()
     (folder / "file").write_text("kept")
     root.mkdir()
-    links = {TRACKER + INCOMPLETE: victim, STAGING: folder, REPLACED: folder, left(root / RELEASE).name: folder}
+    links = {
+        TRACKER + INCOMPLETE: victim,
+        RELEASE + INCOMPLETE: folder,
+        REPLACED: folder,
+        left(root / RELEASE).name: folder,
+    }
     for name, target in links.items():
         files.remove(root / name)
         (root / name).symlink_to(target)

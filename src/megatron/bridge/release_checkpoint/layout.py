@@ -28,9 +28,8 @@ ITERATION_0 = ITERATION.format(0)
 TRACKER = "latest_checkpointed_iteration.txt"
 BRIDGE_TRACKER = "latest_train_state.pt"
 
-# In the root, while a release is written or after a crash. The first begins the name of the staging folder.
+# In the root, while a release is written or after a crash. A staging folder has the first in its name.
 INCOMPLETE = ".incomplete"
-STAGING = RELEASE + INCOMPLETE
 REPLACED = "release.replaced"
 # A link that an import makes and removes, to see whether the file system has links.
 TRIAL = ITERATION_0 + INCOMPLETE
