@@ -101,7 +101,7 @@ def _sha256(path: Path) -> str:
 
 
 def _download(upstream: Upstream, target: Path) -> None:
-    """Has pip, with the user's own configuration of it, bring the wheel to `target`."""
+    """Lets pip, with the user's own configuration, download the wheel to `target`."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a release doubtful that was imported before imports accounted for what they read.
+"""Reasons to doubt a release checkpoint from an earlier import, which didn't account for what it read.
 
 Such a release has no proof in its `run_config.yaml` (proof.py). Only small files are read, and no weights.
 """
@@ -35,7 +35,7 @@ _SOURCE = re.compile(r"^\s+hf_model_id: ['\"]?([^'\"\n]+)['\"]?$", re.MULTILINE)
 
 
 def doubts(payload: Path) -> list[str]:
-    """Return why a release may hold another model than its source, a line each; nothing if it was accounted for.
+    """Return why a release may hold another model than its source, a line each. Empty if the import accounted for it.
 
     Args:
         payload: The folder of a release.

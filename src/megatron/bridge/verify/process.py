@@ -22,7 +22,7 @@ _VARIABLES = {
     # An import in such a process is part of a proof, and needs none.
     IN_PROOF: "1",
 }
-# What torchrun and an import without CUDA leave in the environment. The process is a rank of nothing.
+# Variables that torchrun and an import without CUDA set. This process is no rank.
 _NOT_PASSED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 _ELASTIC = "TORCHELASTIC_"
 

@@ -30,7 +30,7 @@ _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+)\.lora_(?:(?:A|B)\.weight|embedding_A|embedding_B|magnitude_vector(?:\.weight)?)")
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|embed_in|embed_out|word_embeddings|wte|lm_head)\.weight$")
-# Keys of LoraConfig with which a merge is what PEFT does with one layer alone, whatever they say.
+# Keys of LoraConfig whose values, whatever they are, let PEFT merge each layer on its own.
 _MERGED = {
     *("peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path", "revision"),
     *("auto_mapping", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_dropout"),
@@ -38,12 +38,12 @@ _MERGED = {
     *("fan_in_fan_out", "init_lora_weights", "runtime_config", "loftq_config", "eva_config", "megatron_core"),
     *("qalora_group_size", "ensure_weight_tying"),
 }
-# The others change the base when the adapter is made.
+# With any other initialization, making the adapter has changed the base.
 _INITIALIZATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def merge_adapter(hf_pretrained: Any, folder: str | os.PathLike) -> None:
-    """Merge an adapter into a base model: from now on the tensors of the base are read as float32, and merged.
+    """Let a base model read its tensors as float32 with an adapter merged into them.
 
     Args:
         hf_pretrained: The base model. Its weights are in files, which don't change.
@@ -51,7 +51,7 @@ def merge_adapter(hf_pretrained: Any, folder: str | os.PathLike) -> None:
 
     Raises:
         FileNotFoundError: There is no adapter.
-        ValueError: It is of a kind that isn't merged, or doesn't fit the base.
+        ValueError: This kind of adapter can't be merged, or it doesn't fit the base.
     """
     source, adapter = hf_pretrained.state.source, Adapter(Path(folder))
     if not isinstance(source, SafeTensorsStateSource):

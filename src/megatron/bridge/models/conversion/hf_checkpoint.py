@@ -74,7 +74,7 @@ def check_hf_checkpoint(model: str | os.PathLike, trust_remote_code: bool | None
 
 
 def has_tokenizer(model: str | os.PathLike) -> bool:
-    """Return whether a checkpoint comes with a tokenizer. Of a model ID it is taken for granted.
+    """Return whether a checkpoint comes with a tokenizer. A model ID is assumed to have one.
 
     Args:
         model: Path of a checkpoint folder, or a model ID.

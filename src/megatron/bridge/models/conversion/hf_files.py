@@ -25,7 +25,7 @@ _MAX_JSON_BYTES = 256 << 20
 
 
 def weight_names(path: Path) -> tuple[str, str]:
-    """Return how the file of all weights, or the index of several, would be called.
+    """Return the names that the single file of weights and the index of several files would have.
 
     safetensors go before files of `torch.save`, as in transformers (`_get_resolved_checkpoint_files` of 5.12).
     """

@@ -49,7 +49,7 @@ _STORAGE = {
 def check_stored_form(model: str | os.PathLike) -> None:
     """Refuse a folder whose weights are quantized, or those of a wrapped model. Reads headers, no weights.
 
-    Nothing is said of a folder that is damaged, for `check_hf_checkpoint` says it better, nor of a model ID.
+    A damaged folder passes, because `check_hf_checkpoint` has a better error for it. A model ID passes, too.
 
     Args:
         model: Path of a checkpoint folder, or a model ID.

@@ -54,7 +54,7 @@ def with_stored_names(mapping: Mapping, hf_pretrained: Any, stored: Collection[s
 
 
 def _names_by_place(hf_pretrained: Any, stored: Collection[str]) -> Callable[[str], str | None]:
-    """Return what finds the stored name of the parameter that another name is of. Kept with the checkpoint."""
+    """Return a function that finds the stored name of a parameter by any of its names. The checkpoint keeps it."""
     kept = vars(hf_pretrained).setdefault("_stored_names", {})
     if "find" not in kept:
         place = _place_of(hf_pretrained.config)
@@ -64,7 +64,7 @@ def _names_by_place(hf_pretrained: Any, stored: Collection[str]) -> Callable[[st
 
 
 def _place_of(config: Any) -> Callable[[str], str] | None:
-    """Return what tells transformers' name of a parameter from that of a checkpoint. None if transformers has none."""
+    """Return a function from any name of a parameter to transformers' name. None if transformers has no such model."""
     names = getattr(config, "architectures", None) or [""]
     model_class = getattr(transformers, names[0], None)
     if model_class is None or Version(transformers.__version__).major < 5:

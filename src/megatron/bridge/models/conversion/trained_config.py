@@ -202,7 +202,7 @@ def _apart(trained: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 def _of_caller(bridge: "AutoBridge", expected: dict[str, Any]) -> list[str]:
-    """Return the facts in which a caller has changed the config of the bridge: that is meant so."""
+    """Return the facts that a caller has changed in the config of the bridge, which count as intended."""
     pretrained: Any = bridge.hf_pretrained
     if isinstance(pretrained, PretrainedConfig):
         return []

@@ -136,7 +136,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def other_function(config: Any, provider: Any, before: Any, original: dict[str, Any]) -> list[str]:
-    """Return in what transformers reads a changed config otherwise than Bridge, where the family's keys are known.
+    """Return how transformers' and Bridge's readings of a changed config differ, if the family's keys are known.
 
     Args:
         config: The config of the language model.

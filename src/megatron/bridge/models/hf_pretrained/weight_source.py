@@ -30,7 +30,7 @@ class WeightSource(SafeTensorsStateSource):
     """Weights in safetensors files, or in `pytorch_model.bin` or several such files. An export writes safetensors.
 
     Args:
-        model: The folder, or the name on the hub, which is asked when a weight, or a name of one, is.
+        model: The folder, or the name on the hub. The model is downloaded when a weight or a name is first needed.
         options: As for `weight_source`.
     """
 
