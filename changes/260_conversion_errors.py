@@ -55,8 +55,8 @@ answered with thirty lines and a template of a bridge.
                     raising("is not yet supported"),
                     """raise ValueError(
     f"{path} has the architecture {architecture}, which is not yet supported: "
-    f"Megatron Bridge has no bridge for it. AutoBridge.list_supported_models() returns the "
-    f"{len(supported_models)} architectures that it has."
+    f"Megatron Bridge has no bridge for it. AutoBridge.list_supported_models() lists all "
+    f"{len(supported_models)} architectures"
 ) from None""",
                 ),
             ],

@@ -24,7 +24,8 @@ def test_a_folder_that_exists_is_refused(tmp_path: Path):
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path):
-    assert "can't be loaded" in export(tmp_path / "c", tmp_path / "hf")
+    said = "can't be loaded. There is nothing at this path: import the model, or pass another path\n"
+    assert export(tmp_path / "c", tmp_path / "hf") == f"Error: {tmp_path / 'c'} {said}"
     assert not list(tmp_path.iterdir())
 
 

@@ -40,7 +40,7 @@ def test_it_answers_without_torch():
 def test_an_unknown_architecture_is_refused_with_the_nearest_names(tmp_path):
     MixtralConfig(architectures=["MixtralForCausalLM"]).save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match="no bridge for it.* returns the .*, nearest .*MistralForCausalLM.*, arch"
+        ValueError, match="no bridge for it.* lists all .*, of which .*MistralForCausalLM.* are the nearest arch"
     ) as raised:
         AutoBridge.from_hf_pretrained(tmp_path)
     assert "\n" not in str(raised.value)

@@ -126,5 +126,7 @@ def test_what_cannot_be_downloaded_is_told_in_one_line(hub, tmp_path):
         "pass a token (--token, HF_TOKEN)",
     ]
     assert all(part in line for part, line in zip(expected, said, strict=True)), said
+    (said,) = lines(hub, ["not a name"])
+    assert "not a name is neither a local folder nor a model on the hub" in said
     (said,) = lines(hub, ["me/n"], HF_HUB_OFFLINE="1")
     assert "me/n is not in the hub's cache, and the hub can't be reached" in said

@@ -982,10 +982,9 @@ def test_import_refuses_a_training_and_what_is_no_model(build: Callable, tmp_pat
     root = build(tmp_path / "c", **TRAINING)
     for arguments in (("model", root), ("model", root, "--overwrite")):
         assert "holds training iteration 5" in invoke("import", *arguments).stderr
-    assert (
-        "is not a folder; expected a Hugging Face model"
-        in invoke("import", tmp_path / "gone", tmp_path / "new").stderr
-    )
+    for missing in (tmp_path / "gone", "./gone"):
+        said = f"{missing} is not a folder; expected a Hugging Face model"
+        assert said in invoke("import", missing, tmp_path / "new").stderr
     assert not (tmp_path / "new").exists()
 
 

@@ -104,7 +104,8 @@ def command(
     check_export_target(hf_out, overwrite)
     found = examine(out)
     if found.payload is None or found.payload.damage:
-        raise click.ClickException(f"{out} can't be loaded: {printable(problems(found)[0].what)}")
+        advice = "" if found.payload is None else ". Copy or download the checkpoint again."
+        raise click.ClickException(f"{out} can't be loaded. {printable(problems(found)[0].what).rstrip('.')}{advice}")
     expected = weights.size(found.payload.metadata) if found.payload.metadata else 0
     # With another dtype or shard size, the weights are written a second time before the first copy goes.
     check_space(hf_out, expected * (2 if dtype or max_shard_size else 1))

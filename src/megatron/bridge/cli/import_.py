@@ -104,7 +104,7 @@ def command(
         raise click.UsageError(f"--from-megatron copies the weights as they are; found {given}. Drop one of the two.")
     if link_iter_0 and not release:
         raise click.UsageError("--link-iter-0 needs the layout release; found --layout iter. Drop one of the two.")
-    _check(folder, out, release, overwrite, "checkpoint of Megatron-LM" if from_megatron else "Hugging Face model")
+    _check(hf_model, out, release, overwrite, "checkpoint of Megatron-LM" if from_megatron else "Hugging Face model")
     if not folder.is_dir() and not from_megatron:
         set_hub(token, cache_dir)
         expected = _size(module("utils.hub").download(hf_model, revision))
@@ -181,10 +181,10 @@ def _megatron_size(folder: Path) -> int:
     return (payload.parameters or 0) * (2 if payload.dtypes[:1] in (["bfloat16"], ["float16"]) else 4)
 
 
-def _check(source: Path, out: Path, release: bool, overwrite: bool, what: str) -> None:
+def _check(source: str, out: Path, release: bool, overwrite: bool, what: str) -> None:
     """Refuse what the import itself would refuse only after it has imported torch."""
-    looks_like_path = str(source).startswith((".", "/", "~")) or len(source.parts) > 2
-    if looks_like_path and not source.is_dir():
+    looks_like_path = source.startswith((".", "/", "~")) or len(Path(source).parts) > 2
+    if looks_like_path and not Path(source).is_dir():
         raise click.ClickException(
             f"{source} is not a folder; expected a {what}. Pass its folder, or a name on the hub."
         )

@@ -87,7 +87,7 @@ def in_one_line(name: str, revision: str | None, hint: str = "") -> Iterator[Non
         ) from None
     except errors.RevisionNotFoundError:
         raise ValueError(f"{name} has no revision {revision}: pass a branch, a tag, or a commit of it") from None
-    except errors.RepositoryNotFoundError:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise ValueError(
             f"{name} is neither a local folder nor a model on the hub that you have access to: correct the name, or "
             "pass a token (--token, HF_TOKEN)"

@@ -189,7 +189,7 @@ class Adapter:
 
 
 def _read_config(folder: Path) -> Any:
-    content = read_json(folder / ADAPTER_CONFIG, "it is not a PEFT adapter: pass the folder of one (--adapter)")
+    content = read_json(folder / ADAPTER_CONFIG, "so it is not a PEFT adapter: pass the folder of one (--adapter)")
     kind = content.get("peft_type")
     if kind != "LORA":
         what = f"{folder} is an adapter of the type {kind}, expected LORA"

@@ -62,4 +62,4 @@ def counted(supported: Iterable[str], architecture: str) -> str:
     """Return how many architectures there are, and those whose names are nearest to one that isn't among them."""
     names = list(supported)
     nearest = difflib.get_close_matches(architecture, names, n=3)
-    return f"{len(names)}, nearest {', '.join(nearest)}," if nearest else str(len(names))
+    return f"{len(names)}, of which {', '.join(nearest)} are the nearest" if nearest else str(len(names))

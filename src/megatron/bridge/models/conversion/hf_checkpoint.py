@@ -65,7 +65,7 @@ def check_hf_checkpoint(model: str | os.PathLike, trust_remote_code: bool | None
     if (path / "model_index.json").is_file():
         # A pipeline of diffusers, which is converted by other means; callers know the error that it gets after this.
         return
-    config = read_json(path / "config.json", "it is not a Hugging Face checkpoint: pass the folder of one")
+    config = read_json(path / "config.json", "so it is not a Hugging Face checkpoint: pass the folder of one")
     tensors = check_weights(path)
     _check_vocabulary(path, config)
     _check_sizes(path, config, tensors)
@@ -163,7 +163,8 @@ def _check_tensors(path: Path, config: dict, tensors: dict[str, torch.Tensor]) -
         logger.debug("the tensors of %s are not compared with its config: %s", path, error)
         return
     if seen["missing_keys"]:
-        raise ValueError(f"{path} lacks {some(seen['missing_keys'])}: download the whole checkpoint")
+        lacking = f"{path} lacks {some(seen['missing_keys'])}, which its config.json asks for"
+        raise ValueError(f"{lacking}: download the whole checkpoint, or use the config of these weights")
     for name, found, expected in sorted(seen["mismatched_keys"]):
         raise ValueError(
             f"{path}: {name} has shape {list(found)}, config.json expects {list(expected)}: use weights and config of "
