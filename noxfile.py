@@ -6,7 +6,7 @@
 """Every command that a person or CI runs. What follows `--` goes to the tool that the session runs.
 
 `--upstream-wheel PATH` there gives megatron-bridge's wheel on a host without network, in every session that builds.
-`--upstream VERSION` builds on another of the releases in fork/upstream.py.
+`--upstream VERSION` builds on another of the upstream versions in fork/upstream.py.
 `--wheel PATH` tests that wheel in place of the one that is built.
 `--megatron-lm DIR` trains with `pretrain_gpt.py` of that checkout of Megatron-LM in the functional sessions, and lets
 megatron_versions read with that checkout as well.
@@ -107,14 +107,14 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def diff(session: nox.Session) -> None:
-    """Print what the stack changes in a release, in colour on a terminal, and write it into dist/."""
+    """Print what the stack changes in an upstream version, in colour on a terminal, and write it into dist/."""
     session.install(*_group("fork"))
     session.run("python", "-m", "fork", "diff", *_release(session), *_arguments(session)[1])
 
 
 @nox.session(python=PYTHON)
 def release(session: nox.Session) -> None:
-    """Build the wheels over every release of upstream into dist/release/, with checksums and notes."""
+    """Build the wheels over every upstream version into dist/release/, with checksums and notes."""
     session.install(*_group("fork"))
     session.run("python", "-m", "fork", "release", *session.posargs)
 
@@ -235,7 +235,7 @@ def visit(session: nox.Session) -> None:
     "version", [nox.param(v, id=each.megatron_core) for v, each in RELEASES.items() if each.megatron_core >= "0.17"]
 )
 def functional_versions(session: nox.Session, version: str) -> None:
-    """Run rows of the matrix with this Megatron Core and the release of Bridge that goes with it."""
+    """Run rows of the matrix with this Megatron Core and the version of Bridge that goes with it."""
     _install_release(session, version, Path("dist", "compatibility"))
     session.install(*_group("tools"))
     _pytest(session, ["tests/functional"], "--platform=cpu", "--row=llama-3-1-rank", "--row=llama-3-tp2")
@@ -243,7 +243,7 @@ def functional_versions(session: nox.Session, version: str) -> None:
 
 @nox.session(python=PYTHON, requires=["build"], default=False)
 def megatron_versions_release(session: nox.Session) -> None:
-    """Make the release that megatron_versions reads, and the environment that it shares."""
+    """Make the release checkpoint that megatron_versions reads, and the environment that it shares."""
     _install_patched(session)
     shared_bin[:] = [Path(session.bin).absolute()]
     _versions(session, "make")
@@ -252,7 +252,7 @@ def megatron_versions_release(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["megatron_versions_release"])
 @nox.parametrize("reader", [nox.param(each, id=each) for each in [*CORES, "checkout"]])
 def megatron_versions(session: nox.Session, reader: str) -> None:
-    """Load one release with this Megatron Core, and train if it comes with a loop; writes docs/compatibility.md.
+    """Load one release checkpoint with this Megatron Core, and train if it has a loop; writes docs/compatibility.md.
 
     `checkout` is the checkout of Megatron-LM that `--megatron-lm DIR` names.
     """
@@ -328,7 +328,7 @@ def scale(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 @nox.parametrize("version", [nox.param(version, id=version) for version in RELEASES])
 def compatibility(session: nox.Session, version: str) -> None:
-    """Build on each release of upstream, and go the whole way with what goes with it; writes docs/compatibility.md.
+    """Build on each upstream version, and convert, train, and export with its packages; writes docs/compatibility.md.
 
     `--megatron-lm DIR` is a checkout of Megatron-LM for megatron-core 0.16, whose wheel has no training loop.
     """
@@ -348,10 +348,10 @@ def _try_release(session: nox.Session, version: str) -> None:
 
 @nox.session(python=PYTHON)
 def adopt(session: nox.Session) -> None:
-    """See whether the stack fits a new release of upstream, then build and try it: `-- VERSION`."""
+    """See whether the stack fits a new upstream version, then build and try it: `-- VERSION`."""
     version = next((each for each in session.posargs if each[:1].isdigit()), None)
     if version is None:
-        session.error("expected the version of a release: nox -s adopt -- VERSION")
+        session.error("expected an upstream version: nox -s adopt -- VERSION")
     session.install(*_group("fork"))
     given, rest = _arguments(session)
     wheel = [f"--upstream-wheel={given.upstream_wheel}"] if given.upstream_wheel else []
@@ -362,7 +362,7 @@ def adopt(session: nox.Session) -> None:
 
 
 def _install_release(session: nox.Session, version: str, folder: Path) -> None:
-    """Builds on this release of upstream, and installs that with what goes with it."""
+    """Builds on this upstream version, and installs the wheel with what goes with it."""
     pins = _goes_with(version)
     session.install(*_group("fork"))
     build = ["python", "-m", "fork", "build", f"--out={folder}", f"--upstream={version}"]
@@ -373,7 +373,7 @@ def _install_release(session: nox.Session, version: str, folder: Path) -> None:
 
 
 def _goes_with(version: str) -> list[str]:
-    """The packages that go with a release of upstream."""
+    """The packages that go with an upstream version."""
     release = RELEASES[version]
     return [f"megatron-core=={release.megatron_core}", f"transformers=={release.transformers}"]
 
@@ -383,7 +383,7 @@ def _torch() -> list[str]:
 
 
 def _release(session: nox.Session) -> list[str]:
-    """The options that say which release of upstream it is, for the commands of fork/."""
+    """The options that say which upstream version it is, for the commands of fork/."""
     given, _ = _arguments(session)
     wheel = [f"--upstream-wheel={given.upstream_wheel}"] if given.upstream_wheel else []
     return [f"--upstream={given.upstream}", *wheel]

@@ -27,7 +27,7 @@ ROOT_TRAIN_STATE = m.Call(
     func=m.Name("get_checkpoint_train_state_filename"),
     args=[m.Arg(value=m.Name("load_dir")), m.Arg(keyword=m.Name("prefix"))],
 )
-# What upstream has only since a release.
+# What upstream has only since a certain version.
 EXPORT_ADAPTER = WAN = ">=0.4"
 FROM_AUTO_CONFIG = MIMO = ">=0.5"
 SCRIPTS = ">=0.6"

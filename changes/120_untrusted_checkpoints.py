@@ -37,7 +37,7 @@ def reading_metadata(function: str, releases: str = "") -> Edit:
     return insert_before(function, READ_METADATA, "untrusted_checkpoint.vet(checkpoint_name)", releases=releases)
 
 
-# What upstream has only since a release.
+# What upstream has only since a certain version.
 EXPORT_ADAPTER, ADAPTER, MODELOPT_STATE = ">=0.4", ">=0.5", ">=0.6"
 FSDP_LOADERS = {"_load_fsdp_dtensor_base_checkpoint": "<0.5", "load_fsdp_dtensor_checkpoint": ">=0.5"}
 COMMON = "dist_checkpointing.load_common_state_dict"

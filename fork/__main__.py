@@ -31,7 +31,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 def main() -> None:
-    """Fetch a release of Megatron-Bridge, lay the stack of changes over it, pack the wheel."""
+    """Fetch an upstream version of Megatron-Bridge, lay the stack of changes over it, pack the wheel."""
 
 
 @main.command()
@@ -47,7 +47,7 @@ def apply(root: Path, names: tuple[str, ...]) -> None:
 
 
 def _release_options(command: Callable) -> Callable:
-    """The options of a command that lays the stack over a release."""
+    """The options of a command that lays the stack over an upstream version."""
     for option in (
         click.option(
             "--upstream-wheel",
@@ -74,7 +74,7 @@ def build(out: Path, upstream: str, upstream_wheel: Path | None) -> None:
 @OUT
 @CHANGES
 def diff(out: Path, upstream: str, upstream_wheel: Path | None, names: tuple[str, ...]) -> None:
-    """Print the unified diff of the patched tree against a release, and write it to a file."""
+    """Print the unified diff of the patched tree against an upstream version, and write it to a file."""
     path = differ.write(out, RELEASES[upstream], upstream_wheel, stack.load(names=names))
     click.echo(f"wrote {path}", err=True)
 
@@ -100,7 +100,7 @@ def show_stack(upstream: str, upstream_wheel: Path | None) -> None:
 )
 @click.option("--tag", default=release.TAG, help="The tag that is released.")
 def make_release(out: Path, tag: str) -> None:
-    """Build a wheel over each release of upstream, with checksums and notes."""
+    """Build a wheel over each upstream version, with checksums and notes."""
     for wheel in release.make(out, tag):
         click.echo(wheel)
 
@@ -131,7 +131,7 @@ def make_kit(out: Path, wheel: Path, tools: tuple[str, ...], part_size: str | No
 @click.option("--transformers", help="The transformers that goes with it, unless it is the one that is found.")
 @click.option("--upstream-wheel", type=click.Path(path_type=Path), help="Upstream's wheel, if it is here already.")
 def adopt(version: str, megatron_core: str | None, transformers: str | None, upstream_wheel: Path | None) -> None:
-    """Find out whether the stack fits a new release, and add that to the table of releases if it does."""
+    """Find out whether the stack fits a new upstream version, and add it to the table if it does."""
     upstream = RELEASES.get(version) or adoption.look_up(version, megatron_core, transformers)
     click.echo(f"fork/upstream.py:\n{upstream.line}")
     told = adoption.misplaced(upstream, upstream_wheel)

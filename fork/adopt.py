@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new release of upstream: what goes with it, whether every edit finds its place, and where it may be if not."""
+"""A new upstream version: what goes with it, whether every edit finds its place, and where it may be if not."""
 
 import difflib
 import re
@@ -27,18 +27,18 @@ NEAREST = 3
 
 
 def look_up(version: str, megatron_core: str | None = None, transformers: str | None = None) -> Upstream:
-    """Returns the release as a line of the table would have it.
+    """Returns the upstream version as the table would have it.
 
     The Megatron Core is that of the table's release of the same minor version, else the newest that upstream's
     requirements take; transformers is the newest that they take.
 
     Args:
-        version: the release on pip's index.
+        version: the version on pip's index.
         megatron_core: the version to take instead.
         transformers: the version to take instead.
 
     Raises:
-        UpstreamError: the index lacks the release, its hash, or what goes with it.
+        UpstreamError: the index lacks the version, its hash, or what goes with it.
     """
     entry = find(f"megatron-bridge=={version}")
     sha256 = entry["download_info"].get("archive_info", {}).get("hashes", {}).get("sha256")
@@ -64,7 +64,7 @@ def _newest(package: str, asked: dict[str, Requirement]) -> str:
 
 
 def add_line(upstream: Upstream, table: Path = TABLE) -> None:
-    """Adds the release to the table, in the order of versions; one that is there stays as it is."""
+    """Adds the upstream version to the table, in order; one that is there stays as it is."""
     lines = table.read_text("utf-8").splitlines(keepends=True)
     rows = {at: re.match(r' {8}Upstream\("([^"]+)"', line) for at, line in enumerate(lines)}
     versions = {at: Version(found[1]) for at, found in rows.items() if found}
@@ -81,10 +81,10 @@ def misplaced(
     changes: Sequence[Change] | None = None,
     modules: Path = stack.MODULES,
 ) -> list[str]:
-    """Returns what doesn't find its place in the release, each with the nearest candidates in its source.
+    """Returns what doesn't find its place in the upstream version, each with the nearest candidates in its source.
 
     Args:
-        upstream: the release.
+        upstream: the upstream version.
         given: upstream's wheel, for a host without network.
         changes: the stack; that of changes/ unless it is given.
         modules: the folder that the new modules are in.

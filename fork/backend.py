@@ -24,7 +24,7 @@ from fork.upstream import LATEST, Upstream, obtain
 
 
 RELEASE = 2
-"""Counts the releases of the fork over one release of upstream."""
+"""Counts the fork builds over one upstream version."""
 
 UPSTREAM_URL = "https://github.com/NVIDIA-NeMo/Megatron-Bridge"
 WHEEL_VARIABLE = "MEGATRON_BRIDGE_UPSTREAM_WHEEL"
@@ -51,7 +51,7 @@ def build(
 
     Args:
         folder: where the wheel goes; made if need be. Nothing is left there when the build fails.
-        upstream: the release of upstream to build on.
+        upstream: the upstream version to build on.
         given: upstream's wheel, for a host without network.
         changes: the stack; that of changes/ unless it is given.
         modules: the folder that the new modules are in.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stack makes of a release, as a unified diff for review. It quotes upstream, so it is never committed."""
+"""What the stack makes of an upstream version, as a unified diff. It quotes upstream, so it is never committed."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def write(
 
     Args:
         folder: where the file goes; made if need be.
-        upstream: the release of upstream.
+        upstream: the upstream version.
         given: upstream's wheel, for a host without network.
         changes: the stack; that of changes/ unless it is given.
         modules: the folder that the new modules are in.

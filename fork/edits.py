@@ -28,7 +28,7 @@ class Edit:
     Args:
         name: what the edit does and where, for messages.
         apply: takes the parsed file and returns the edited one; raises `EditError`.
-        releases: specifier of the upstream releases that need the edit; empty for all.
+        releases: specifier of the upstream versions that need the edit; empty for all.
         scope: where its place is, for messages.
         node: what its place is, for messages.
         shared: another change may have made the same edit before.

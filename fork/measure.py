@@ -68,7 +68,7 @@ def measure(
     """Returns the size of each change, formatted as upstream formats.
 
     Args:
-        upstream: the release of upstream.
+        upstream: the upstream version.
         given: upstream's wheel, for a host without network.
         changes: the stack; that of changes/ unless it is given.
         modules: the folder that the new modules are in.

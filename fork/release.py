@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release of the fork consists of: a wheel over each release of upstream, checksums, notes."""
+"""A release of fork builds: a wheel over each upstream version, checksums, notes."""
 
 import hashlib
 import re
@@ -21,7 +21,7 @@ def make(folder: Path, tag: str = TAG, releases: Sequence[Upstream] = tuple(RELE
     Args:
         folder: where they go.
         tag: the tag that is released; it says the number that the wheels have.
-        releases: the releases of upstream to build on.
+        releases: the upstream versions to build on.
 
     Raises:
         ForkError: the tag is not of these sources, the changelog doesn't know it, or a wheel can't be built.

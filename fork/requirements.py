@@ -25,7 +25,7 @@ class RequirementEdit:
     Args:
         name: what the edit does, for messages.
         apply: takes the requirements and returns the edited ones; raises `EditError`.
-        releases: specifier of the upstream releases that need the edit; empty for all.
+        releases: specifier of the upstream versions that need the edit; empty for all.
     """
 
     name: str

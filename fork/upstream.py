@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The releases of upstream that the stack is laid over, pinned by hash, and how a build gets their wheels."""
+"""The upstream versions that the stack is laid over, pinned by hash, and how a build gets their wheels."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ RELEASES = {
         Upstream("0.6.2", "bcb7274ab9327167c345aa24b96b95790ce5090df1945d883bdc41065d5649e2", "0.19.2", "5.12.1"),
     ]
 }
-"""A release of upstream is a line here; the last one is what a build takes unless it is told another."""
+"""An upstream version is a line here; the last one is what a build takes unless it is told another."""
 LATEST = list(RELEASES.values())[-1]
 CACHE = "megatron-bridge-release"
 
@@ -71,7 +71,7 @@ def obtain(upstream: Upstream, given: Path | None = None) -> Path:
     The wheel that PyPI has, or the mirror that the user's pip is configured for, is kept in the user's cache folder.
 
     Args:
-        upstream: the release.
+        upstream: the upstream version.
         given: a wheel that the user has, for a host without network.
 
     Raises:
