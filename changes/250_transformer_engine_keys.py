@@ -47,7 +47,7 @@ round, such a checkpoint can be exported without Transformer Engine.
     ],
     modules=["host/layout.py"],
     issues=[3295],
-    stands_on=["accelerator"],
+    stands_on=["accelerator", "metadata"],
     problem=(
         "A mixture-of-experts or latent attention model that is converted without Transformer Engine doesn't load where "
         "Transformer Engine is: the checkpoint lacks norms by their names there, such as "

@@ -14,7 +14,7 @@ both forms of the common state.
 """,
     why="The common state of a checkpoint is repaired in place.",
     modules=["repair/state.py"],
-    stands_on=["repair-choice", "release-checkpoints"],
+    stands_on=["repair-choice", "release-checkpoints", "common-state"],
     problem="A checkpoint that `import_ckpt` wrote before has no args, and Megatron-LM stops with `KeyError: 'args'`.",
     changes=["A new module, `megatron.bridge.repair.state`, which nothing uses yet."],
     unchanged=["Nothing that exists is touched."],

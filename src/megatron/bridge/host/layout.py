@@ -16,12 +16,16 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.core.dist_checkpointing import ShardedTensor, check_is_distributed_checkpoint
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.extensions.transformer_engine import HAVE_TE
+
+from megatron.bridge.release_checkpoint.layout import METADATA, as_path
+from megatron.bridge.release_checkpoint.metadata import read_metadata
 
 
 if TYPE_CHECKING:
@@ -103,8 +107,7 @@ def match_checkpoint(state_dict: ShardedStateDict, checkpoint_path: str) -> Shar
     """
     if HAVE_TE or not check_is_distributed_checkpoint(checkpoint_path):
         return state_dict
-    stored = load_sharded_metadata(str(checkpoint_path))
-    present = {entry.key for entry in stored.values()}
+    present = _stored_keys(str(checkpoint_path))
     result = dict(state_dict)
     for section in _sections(state_dict):
         entries = {
@@ -117,6 +120,16 @@ def match_checkpoint(state_dict: ShardedStateDict, checkpoint_path: str) -> Shar
                 entries[name] = replace(tensor, key=key)
         result[section] = entries
     return result
+
+
+def _stored_keys(folder: str) -> set[str]:
+    """Returns the keys of the entries of a checkpoint."""
+    path = as_path(folder)
+    if not isinstance(path, Path):
+        return {entry.key for entry in load_sharded_metadata(folder).values()}
+    # Megatron Core 0.19 can't list the tensors with PyTorch 2.15, whose TensorProperties have strides.
+    found = read_metadata(path / METADATA)
+    return {*found.tensors, *(name.partition("/shard_")[0] for name in found.objects)}
 
 
 def local_expert_mappings(mappings: Iterable["MegatronParamMapping"]) -> list["MegatronParamMapping"]:

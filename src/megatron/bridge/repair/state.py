@@ -253,6 +253,8 @@ def _replace_entry(payload: Payload, data: bytes) -> None:
     PyTorch's reader takes file, offset and length from `storage_data` of `.metadata` (FileSystemReader.read_data in
     torch/distributed/checkpoint/filesystem.py, 2.11). The old bytes stay between the weights, and nobody reads them.
     """
+    from megatron.bridge.training.common_state import pickled
+
     path = payload.path / METADATA
     metadata = read_metadata_of_torch(path)
     used = {info.relative_path for info in metadata.storage_data.values()}
@@ -261,6 +263,6 @@ def _replace_entry(payload: Payload, data: bytes) -> None:
     for index, info in metadata.storage_data.items():
         if index.fqn == COMMON_STATE:
             metadata.storage_data[index] = type(info)(name, 0, len(data))
-    steps.replace(path, pickle.dumps(metadata))
+    steps.replace(path, pickled(metadata))
     for orphan in used - {info.relative_path for info in metadata.storage_data.values()}:
         steps.act(os.unlink, payload.path / orphan)

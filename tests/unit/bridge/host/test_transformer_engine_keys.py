@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys of a checkpoint that is written without Transformer Engine."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
@@ -89,9 +91,10 @@ def test_entries_get_the_keys_of_the_checkpoint(monkeypatch):
         "pre_mlp_layernorm.weight",
         "mlp.linear_fc1._extra_state",
     }
-    metadata = {key: ShardedObject(LAYER + key, None, (1,), (0,)) for key in stored}
+    tensors = {LAYER + key: None for key in stored if key.endswith("weight")}
+    metadata = SimpleNamespace(tensors=tensors, objects=[f"{LAYER}mlp.linear_fc1._extra_state/shard_0_1"])
     monkeypatch.setattr(layout, "check_is_distributed_checkpoint", lambda path: True)
-    monkeypatch.setattr(layout, "load_sharded_metadata", lambda path: metadata)
+    monkeypatch.setattr(layout, "read_metadata", lambda path: metadata)
     assert keys(layout.match_checkpoint(given, "checkpoint")) == stored
 
 
