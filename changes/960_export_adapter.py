@@ -41,6 +41,6 @@ the weights of the base.
         "Adapters of a training on the CPU: PEFT loads and merges them to the bits of the merged export, which is what "
         "Bridge's own merge in memory gives."
     ],
-    stands_on=["import-adapter"],
+    stands_on=["import-adapter", "accelerator"],
     tests={"tests/unit/bridge/test_trained_adapter.py": "models/"},
 )

@@ -26,5 +26,5 @@ every Megatron-LM loads on any number of ranks.
     unchanged=["No existing file changes."],
     tested=["Every tensor, for each parallel layout, and Megatron-LM's loss from the release and from the source."],
     tests={"tests/unit/bridge/test_from_megatron.py": "models/"},
-    stands_on=["streaming-load", "streaming-import", "problems"],
+    stands_on=["streaming-load", "streaming-import", "problems", "accelerator"],
 )

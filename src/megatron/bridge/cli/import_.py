@@ -99,7 +99,7 @@ def command(
     folder = Path(hf_model)
     release = layout == RELEASE
     others = {"--dtype": dtype, "--adapter": adapter, "--no-strict": no_strict, "--layout iter": not release}
-    others |= {"--verify": verify, "--trust-remote-code": trust_remote_code, "--processes": processes > 1}
+    others |= {"--verify": verify, "--trust-remote-code": trust_remote_code}
     if from_megatron and (given := next((flag for flag, value in others.items() if value), None)):
         raise click.UsageError(f"--from-megatron copies the weights as they are; found {given}. Drop one of the two.")
     if link_iter_0 and not release:

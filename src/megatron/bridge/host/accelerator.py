@@ -75,8 +75,9 @@ def with_process_group(convert: Callable[P, T]) -> Callable[P, T]:
 
 
 @contextmanager
-def gloo_group() -> Iterator[None]:
-    if dist.is_torchelastic_launched():
+def gloo_group(alone: bool = False) -> Iterator[None]:
+    """Has a gloo group of the ranks that torchrun started, or of this process `alone`."""
+    if dist.is_torchelastic_launched() and not alone:
         store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
         # The ranks of a second group would look for one another where those of the first were.
         own = f"conversion-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-{next(_groups)}"

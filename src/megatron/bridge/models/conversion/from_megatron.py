@@ -17,6 +17,7 @@ from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from torch.nn import functional
 
+from megatron.bridge.host import accelerator
 from megatron.bridge.models.conversion.streaming.load import stored_weights
 from megatron.bridge.models.conversion.streaming.model import meta_model, replace_weights
 from megatron.bridge.models.conversion.utils import unwrap_model
@@ -27,7 +28,7 @@ from megatron.bridge.release_checkpoint.args import NEVER_READ, READ, megatron_l
 from megatron.bridge.release_checkpoint.layout import resolve_checkpoint
 from megatron.bridge.release_checkpoint.payload import examine_payload
 from megatron.bridge.training.mlm_compat.activations import squared_relu
-from megatron.bridge.training.model_load_save import save_megatron_model, temporary_distributed_context
+from megatron.bridge.training.model_load_save import save_megatron_model
 from megatron.bridge.training.release_writer import check_release_target
 
 
@@ -38,7 +39,8 @@ _HYBRID = ("is_hybrid_model", "hybrid_layer_pattern", "hybrid_override_pattern",
 def import_megatron_lm(source: str | os.PathLike, out: str | os.PathLike, link_iter_0: bool = False) -> None:
     """Write the model of a checkpoint of Megatron-LM as a release checkpoint, tensor by tensor.
 
-    The weights keep their dtype. Optimizer, schedule, and random state are left behind.
+    The weights keep their dtype, and under torchrun the ranks divide them. Optimizer, schedule, and random state are
+    left behind.
 
     Args:
         source: Checkpoint root or payload folder, in the format `torch`, `torch_dcp`, or `torch_dist`.
@@ -51,7 +53,8 @@ def import_megatron_lm(source: str | os.PathLike, out: str | os.PathLike, link_i
     check_release_target(out)
     payload = resolve_checkpoint(source)
     provider = provider_of(payload)
-    with temporary_distributed_context(backend="gloo"):
+    with accelerator.gloo_group():
+        accelerator.seed(0)
         model: Any = meta_model(provider)
         (chunk,) = unwrap_model(model)
         values = stored_weights(payload, chunk)

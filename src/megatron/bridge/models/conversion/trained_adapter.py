@@ -6,13 +6,16 @@ import importlib
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
+from megatron.bridge.host import accelerator
 from megatron.bridge.models.hf_pretrained.export_staging import exports_whole
 from megatron.bridge.release_checkpoint.layout import METADATA, RUN_CONFIG, as_path, resolve_checkpoint
 from megatron.bridge.release_checkpoint.metadata import read_metadata
@@ -51,15 +54,19 @@ def export_adapter(bridge: "AutoBridge", megatron_path: str | os.PathLike, hf_pa
     Raises:
         ValueError: The checkpoint holds no adapters, or adapters of a kind that PEFT's LoRA can't express.
     """
+    _write(bridge, megatron_path, hf_path)
+
+
+def _write(bridge: "AutoBridge", megatron_path: str | os.PathLike, hf_path: str | os.PathLike) -> None:
+    """Write an adapter. Where ranks have no group, each of them writes its own."""
     payload = resolve_checkpoint(megatron_path)
     if not holds_adapters(payload):
         raise ValueError(f"{megatron_path} holds no adapters: export it as a model, without --adapter-only")
     if not hasattr(bridge, "save_hf_adapter"):
         raise ValueError("this version of Megatron-Bridge exports no adapters: use 0.4 or later")
-    from megatron.bridge.training.model_load_save import temporary_distributed_context
-
     lora = _trained_with(payload)
-    with temporary_distributed_context(backend="gloo"):
+    with nullcontext() if dist.is_initialized() else accelerator.gloo_group(alone=True):
+        accelerator.seed(0)
         model = _adapted(bridge, payload, lora)
         bridge.save_hf_adapter(model, os.fspath(hf_path), peft_config=lora, show_progress=False)
 
@@ -73,9 +80,12 @@ def exports_merged(export: Callable[..., None]) -> Callable[..., None]:
             return export(bridge, megatron_path, *args, **kwargs)
         from megatron.bridge.models.conversion.adapter import Adapter
 
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            what = f"{megatron_path} holds adapters alone, which a process group of {dist.get_world_size()} ranks"
+            raise ValueError(f"{what} can't merge: destroy the group first, or use megatron-bridge export --processes")
         base = _base(resolve_checkpoint(megatron_path))
         with tempfile.TemporaryDirectory(prefix="megatron-bridge-adapter-") as folder:
-            export_adapter(bridge, megatron_path, path := Path(folder, "adapter"))
+            _write(bridge, megatron_path, path := Path(folder, "adapter"))
             token = _merging.set(Adapter(path))
             try:
                 return export(bridge, base, *args, **kwargs)
