@@ -75,7 +75,8 @@ def _load(path: Path, content: tuple[int, ...]) -> dict[str, torch.Tensor]:
     if not is_zip:
         size = f"{path.stat().st_size / 1e6:,.0f} MB of memory"
         logger.warning("%s is from before PyTorch's zip format: it is read whole, which takes %s", path, size)
-    return {name: tensor.detach() for name, tensor in _torch_load(path, map_location="cpu", mmap=is_zip).items()}
+    found = _torch_load(path, map_location="cpu", mmap=is_zip)
+    return {name: tensor.detach().resolve_neg() for name, tensor in found.items()}
 
 
 def _torch_load(path: Path, **options: Any) -> Any:
@@ -110,7 +111,7 @@ def _stored(path: Path, name: object, tensor: object) -> StoredTensor:
         )
     shape, dtype = tuple(tensor.shape), _NAMES.get(tensor.dtype, str(tensor.dtype))
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-    if offset is None or not tensor.is_contiguous():
+    if offset is None or not tensor.is_contiguous() or tensor.is_neg():
         return StoredTensor(dtype, shape, -1, -1)
     start = offset + tensor.storage_offset() * tensor.itemsize
     return StoredTensor(dtype, shape, start, start + tensor.nbytes)
