@@ -74,6 +74,14 @@ def test_a_checkpoint_without_args_is_refused(made: Any) -> None:
         made(None)
 
 
+def test_a_damaged_checkpoint_is_refused_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = SimpleNamespace(path="OUT", args=None, damage=[".metadata is missing"])
+    monkeypatch.setattr(args_config, "examine_payload", lambda folder: payload)
+    monkeypatch.setattr(args_config, "resolve_checkpoint", str)
+    with pytest.raises(ValueError, match="OUT can't be loaded: .metadata is missing; copy or save"):
+        args_config.config_of_args("OUT")
+
+
 ROPE = {"rotary_base": 10000, "position_embedding_type": "rope"}
 WINDOW = {"num_layers": 2, "window_size": [7, 0]}
 EXPERTS = {"num_layers": 2, "num_experts": 4, "moe_router_load_balancing_type": "aux_loss"}
