@@ -6,6 +6,8 @@ values without the change, and by its args alone. transformers' logits of each e
 """
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,10 +143,11 @@ def megatron_lm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess
             stderr=log,
             text=True,
             env=steps.environment(),
+            start_new_session=True,
         )
         yield process
         process.stdin.close()
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # it forks writers, which outlive it
         process.wait()
 
 
