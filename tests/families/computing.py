@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lets the stand-ins for Transformer Engine's modules compute, on the CPU and in the dtype of their input.
+
+A model that a conversion builds can then be judged by its logits. What the modules compute is in the documentation of
+Transformer Engine's API for PyTorch; there are no kernels, no FP8, and one rank.
+"""
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from megatron.bridge.host import stand_ins
+
+
+# Arguments of the modules that decide what they compute.
+_KEPT = (
+    "eps",
+    "normalization",
+    "zero_centered_gamma",
+    "return_bias",
+    "num_gqa_groups",
+    "softmax_scale",
+    "softmax_type",
+    "window_size",
+    "kv_channels",
+)
+
+
+def install() -> None:
+    """Install the stand-ins, which compute from now on."""
+    for module, forward in _FORWARD.items():
+        module.forward = forward
+        module.__init__ = _keeping(module.__init__)
+    for name in [each for each in stand_ins._MODULES if each[1] == "get_cpu_offload_context"]:
+        stand_ins._MODULES[name] = lambda *args, **kwargs: (contextlib.nullcontext(), None)
+    refusing = stand_ins._class_or_refusal
+    stand_ins._class_or_refusal = lambda name: _FUNCTIONS[name] if name in _FUNCTIONS else refusing(name)
+    stand_ins.install()
+
+
+def _keeping(initialize: Any) -> Any:
+    @functools.wraps(initialize)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        # The constructor of a base class keeps what is its own.
+        self.kept = {name: kwargs[name] for name in _KEPT if name in kwargs} | vars(self).get("kept", {})
+
+    return wrapper
+
+
+def _norm(self: Any, hidden: torch.Tensor, prefix: str = "") -> torch.Tensor:
+    weight, bias = getattr(self, f"{prefix}weight"), getattr(self, f"{prefix}bias", None)
+    weight = weight + 1 if self.kept.get("zero_centered_gamma") else weight
+    eps = self.kept.get("eps", 1e-5)
+    if bias is not None:
+        return functional.layer_norm(hidden, weight.shape, weight, bias, eps)
+    return functional.rms_norm(hidden, weight.shape, weight, eps)
+
+
+def _linear(self: Any, hidden: torch.Tensor, **unused: Any) -> Any:
+    bias = self.bias if self.use_bias else None
+    if self.kept.get("return_bias"):
+        return functional.linear(hidden, self.weight), bias
+    return functional.linear(hidden, self.weight, bias)
+
+
+def _norm_linear(self: Any, hidden: torch.Tensor, **unused: Any) -> Any:
+    return _linear(self, _norm(self, hidden, "layer_norm_"))
+
+
+def _grouped_linear(self: Any, hidden: torch.Tensor, splits: Sequence[int], **unused: Any) -> Any:
+    splits = splits.tolist() if isinstance(splits, torch.Tensor) else list(splits)
+    biases = [getattr(self, f"bias{index}") if self.use_bias else None for index in range(self.num_gemms)]
+    returned = self.kept.get("return_bias")
+    parts = [
+        functional.linear(part, getattr(self, f"weight{index}"), None if returned else biases[index])
+        for index, part in enumerate(hidden.split(splits))
+    ]
+    return (torch.cat(parts), biases) if returned else torch.cat(parts)
+
+
+def _attention(
+    self: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    attn_mask_type: str,
+    **unused: Any,
+) -> torch.Tensor:
+    """Attend to keys and values `[length, sequences, groups, channels]`; return `[length, sequences, channels]`."""
+    query, key, value = (each.permute(1, 2, 0, 3) for each in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scale = self.kept.get("softmax_scale") or query.shape[-1] ** -0.5
+    scores = query @ key.transpose(-1, -2) * scale
+    places = torch.arange(query.shape[2])[:, None] - torch.arange(key.shape[2])
+    hidden = torch.zeros_like(places, dtype=torch.bool)
+    if "causal" in attn_mask_type:
+        hidden |= places < 0
+    left, right = self.kept.get("window_size") or (-1, -1)
+    if left >= 0:
+        hidden |= places > left
+    if right >= 0:
+        hidden |= -places > right
+    if attn_mask_type == "arbitrary":
+        hidden = hidden | mask
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if self.kept.get("softmax_type") == "learnable":
+        sinks = self.softmax_offset[None, :, None, None].expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, sinks.to(scores.dtype)], -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return (weights @ value).permute(2, 0, 1, 3).flatten(2)
+
+
+_FORWARD = {
+    stand_ins.RMSNorm: _norm,
+    stand_ins.LayerNorm: _norm,
+    stand_ins.Linear: _linear,
+    stand_ins.LayerNormLinear: _norm_linear,
+    stand_ins.GroupedLinear: _grouped_linear,
+    stand_ins.DotProductAttention: _attention,
+}
+
+
+class _Split:
+    """`SplitAlongDim`, which is `torch.split`."""
+
+    @staticmethod
+    def apply(tensor: torch.Tensor, dim: int, sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        return tensor.split(sizes, dim)
+
+
+_FUNCTIONS = {"_SplitAlongDim": _Split, "SplitAlongDim": _Split}
