@@ -4,7 +4,7 @@
 import pytest
 import transformers
 
-from megatron.bridge.verify.twin import LAYERS, chosen_layers, twin_values
+from megatron.bridge.verify.twin import LAYERS, chosen_layers, twin_values, why_no_twin
 
 
 def kinds(text: str) -> list[str]:
@@ -89,3 +89,10 @@ def test_scaling_that_sets_in_with_the_length_sets_in():
     small = twin_values(whole)
     assert small["rope_parameters"]["original_max_position_embeddings"] == 64
     assert small["max_position_embeddings"] == 64 * 32
+
+
+def test_no_twin_is_made_of_a_model_with_a_tower():
+    """The reason says so in plain words."""
+    reason = why_no_twin(values("Qwen2_5_VLConfig"))
+    assert "vision or audio tower (config.json has text_config, vision_config)" in reason
+    assert why_no_twin(values("LlamaConfig")) is None

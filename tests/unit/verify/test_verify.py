@@ -76,11 +76,11 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Any:
         (GOOD, None, SAME, ""),
         (BAD, GOOD, FLAGS, "drops --rope-scaling-factor 32.0"),
         (FAILED, GOOD, FLAGS, "drops --rope-scaling-factor 32.0"),
-        (BAD, BAD, DIFFERS, "computes another model; Bridge's model is another, too"),
-        (NAN, NAN, DIFFERS, "computes another model"),
-        (FAILED, BAD, DIFFERS, "doesn't start with the printed flags: ValueError: no"),
+        (BAD, BAD, DIFFERS, "in gpt_builders.py; Bridge's model is another, too"),
+        (NAN, NAN, DIFFERS, "no flags of Megatron-LM build this model"),
+        (FAILED, BAD, DIFFERS, "no flags of Megatron-LM build this model"),
         (BAD, FAILED, NOT_PROVED, "Bridge's model can't be computed here: ValueError: no"),
-        (FAILED, FAILED, NOT_PROVED, "doesn't start"),
+        (FAILED, FAILED, NOT_PROVED, "no flags of Megatron-LM build this model"),
         (NO_TRANSFORMERS, None, NOT_PROVED, "transformers can't compute the model here: KeyError: 'new'"),
     ],
 )
@@ -90,6 +90,26 @@ def test_verdict_follows_from_both_models(answer: Any, megatron_lm: Any, bridge:
     assert found.verdict == verdict and found.of == "model" and words in found.line
     assert asked["megatron-lm"]["dtype"] == "bfloat16" and asked["megatron-lm"]["flags"][0] == "--use-checkpoint-args"
     assert ("bridge" in asked) == (bridge is not None)
+
+
+@pytest.mark.parametrize(
+    ("megatron_lm", "words"),
+    [
+        (FAILED, "doesn't start with the printed flags: ValueError: no"),
+        (BAD, "started with the printed flags, computes another model; Bridge's model is another, too"),
+    ],
+)
+def test_printed_flags_are_named_only_where_there_are_any(
+    answer: Any, monkeypatch: pytest.MonkeyPatch, megatron_lm: Any, words: str
+):
+    monkeypatch.setattr(PAYLOAD, "args", Namespace(num_layers=2))
+    answer(megatron_lm=megatron_lm, bridge=BAD)
+    assert words in proof.verify("out", "hf", twin=False).line
+
+
+def test_model_of_which_no_twin_is_made_is_not_proved(answer: Any):
+    answer(twin={"error": "no twin can be made of it", "by": "config"})
+    assert proof.verify("out", "hf", twin=True).line == "not proved: no twin can be made of it"
 
 
 def test_twin_of_another_config_differs(answer: Any, monkeypatch: pytest.MonkeyPatch):

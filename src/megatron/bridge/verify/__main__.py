@@ -47,9 +47,14 @@ def make_and_import_twin(request: dict[str, Any]) -> dict[str, Any]:
     """
     by = "transformers"
     try:
-        from megatron.bridge.verify.twin import make_twin
+        from transformers import AutoConfig
+
+        from megatron.bridge.verify.twin import make_twin, why_no_twin
 
         trust = request["trust_remote_code"]
+        config = AutoConfig.from_pretrained(request["source"], trust_remote_code=trust)
+        if (reason := why_no_twin(config.to_dict())) is not None:
+            return {"error": reason, "by": "config"}
         make_twin(request["source"], Path(request["twin"]), trust)
         by = "import"
         from megatron.bridge import AutoBridge

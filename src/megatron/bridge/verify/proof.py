@@ -122,11 +122,12 @@ def prove(
 def _conclude(of: str, answer: dict[str, Any], own: dict[str, Any], notes: list[str]) -> Verdict:
     """Judge by what Bridge's own model computes, where Megatron-LM's is none or another."""
     figures, tokens = own.get("figures"), own.get("tokens", 0)
-    with_flags = (
-        "Megatron-LM, started with the printed flags, computes another model"
-        if "figures" in answer
-        else f"Megatron-LM doesn't start with the printed flags: {_short(answer)}"
-    )
+    if notes:
+        with_flags = f"no flags of Megatron-LM build this model: {'; '.join(notes)}"
+    elif "figures" in answer:
+        with_flags = "Megatron-LM, started with the printed flags, computes another model"
+    else:
+        with_flags = f"Megatron-LM doesn't start with the printed flags: {_short(answer)}"
     if is_same(figures):
         return Verdict(FLAGS, of, figures, tokens, notes or [f"{with_flags}; Bridge's model is right"])
     if figures is not None:
@@ -151,6 +152,8 @@ def prove_twin(source: str, trust_remote_code: bool, args: Namespace | None = No
         made = maker.ask(
             {"source": source, "twin": str(twin), "megatron": str(megatron), "trust_remote_code": trust_remote_code}
         )
+        if made.get("by") == "config":
+            return Verdict(NOT_PROVED, "twin", notes=[made["error"]])
         if "error" in made:
             return Verdict(NOT_PROVED, "twin", notes=[f"a small model of this config can't be made: {_short(made)}"])
         if args is not None and (others := list(_others(args, made["args"]))):

@@ -37,6 +37,19 @@ def make_twin(source: str, folder: Path, trust_remote_code: bool = False) -> Non
     model.save_pretrained(folder)
 
 
+def why_no_twin(values: Mapping[str, Any]) -> str | None:
+    """Return why no twin can be made of a config, None if one can."""
+    if "num_hidden_layers" in values:
+        return None
+    parts = sorted(key for key, value in values.items() if key.endswith("_config") and isinstance(value, Mapping))
+    if {"vision_config", "audio_config", "thinker_config"}.intersection(parts):
+        return (
+            f"no twin can be made of a model with a vision or audio tower (config.json has {', '.join(parts)}); a "
+            "twin is a language model only"
+        )
+    return "no twin can be made: config.json has no num_hidden_layers"
+
+
 def twin_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a twin's config.
 
