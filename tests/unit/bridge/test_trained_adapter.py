@@ -88,6 +88,17 @@ def test_adapters_are_exported_merged_and_alone(hf_model, release, tmp_path):
     assert sum(not torch.equal(merged[name], untrained[name]) for name in merged) == 14
 
 
+def test_adapters_are_merged_in_a_process_group_that_is_there(hf_model, release, tmp_path):
+    """As they are without one."""
+    save_adapters(hf_model, release, tmp_path / "own", LoRA(dim=4))
+    bridge = AutoBridge.from_hf_pretrained(hf_model)
+    bridge.export_ckpt(tmp_path / "own", tmp_path / "merged", show_progress=False)
+    with accelerator.gloo_group():
+        bridge.export_ckpt(tmp_path / "own", tmp_path / "in-group", show_progress=False)
+    one, other = (tmp_path / name / "model.safetensors" for name in ("merged", "in-group"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_adapters_whose_base_is_gone_are_exported_alone(hf_model, release, tmp_path):
     save_adapters(hf_model, release, tmp_path / "own", LoRA(dim=4))
     shutil.rmtree(release)
