@@ -73,7 +73,9 @@ def test_an_upload_that_is_killed_goes_on(hub, export):
 def test_a_token_that_may_not_write_is_told_in_one_line(hub, export):
     hub.token = "another"
     _, err = start(hub, export).communicate(timeout=120)
-    assert "(--token, HF_TOKEN)" in err.strip().splitlines()[-1]
+    said = err.strip().splitlines()[-1]
+    assert "(--token, HF_TOKEN)" in said and "local folder" not in said
+    assert said.endswith(f". The export is whole at {export}; upload it with: hf upload me/tuned {export}")
 
 
 def test_the_card_of_a_model_in_a_folder_has_no_address(tmp_path):

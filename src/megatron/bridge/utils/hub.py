@@ -21,6 +21,7 @@ _BESIDE = re.compile(
     r"[^/]+\.(json|txt|model|jinja|py|md|spm|tiktoken)|additional_chat_templates/[^/]+\.jinja|"
     r"(LICEN[SC]E|COPYING|NOTICE|USE_POLICY|README)[^/]*"
 )
+_NOWHERE = "is neither a local folder nor a model on the hub that you have access to"
 
 
 def download(
@@ -75,23 +76,22 @@ def download(
 
 @contextmanager
 def in_one_line(name: str, revision: str | None, hint: str = "") -> Iterator[None]:
-    """Say in one line what huggingface_hub says in several."""
+    """Say in one line what huggingface_hub says in several. For an upload, `hint` says what is done already."""
     from huggingface_hub import errors
 
+    done = f". {hint}" if hint else ""
     at = f" at {revision}" if revision else ""
     try:
         yield
     except errors.GatedRepoError:
         raise ValueError(
-            f"{name} is gated: accept its terms on the hub, and pass a token (--token, HF_TOKEN)"
+            f"{name} is gated: accept its terms on the hub, and pass a token (--token, HF_TOKEN){done}"
         ) from None
     except errors.RevisionNotFoundError:
         raise ValueError(f"{name} has no revision {revision}: pass a branch, a tag, or a commit of it") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise ValueError(
-            f"{name} is neither a local folder nor a model on the hub that you have access to: correct the name, or "
-            "pass a token (--token, HF_TOKEN)"
-        ) from None
+        what = "is no model on the hub that you may write to" if hint else _NOWHERE
+        raise ValueError(f"{name} {what}: correct the name, or pass a token (--token, HF_TOKEN){done}") from None
     except errors.LocalEntryNotFoundError:
         what = f"{name}{at} is not in the hub's cache, and the hub can't be reached"
         raise OSError(f"{what}: connect to the network, and run the command again") from None
@@ -99,7 +99,7 @@ def in_one_line(name: str, revision: str | None, hint: str = "") -> Iterator[Non
         status = getattr(error.response, "status_code", "no answer")
         if status in (401, 403):
             what = f"{name}: the hub refuses the token ({status})"
-            raise ValueError(f"{what}: pass another one (--token, HF_TOKEN)") from None
+            raise ValueError(f"{what}: pass another one (--token, HF_TOKEN){done}") from None
         raise OSError(_again(name, f"HTTP {status}", hint)) from None
     except (ValueError, FileNotFoundError):
         raise
