@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from megatron.bridge.models.conversion.quantized import UnfitScaleError
 from megatron.bridge.models.conversion.stored_tensors import Reads, StoredTensors
 from megatron.bridge.models.hf_pretrained.state import DictStateSource, SafeTensorsStateSource, StateDict
 
@@ -87,3 +88,12 @@ def test_what_a_bridge_reads(stored):
     source = {"gate": "b", "up": "e"}
     assert reads.of(source) == ["b"]
     assert reads.missing == {str(source): "'e'"}
+
+
+def test_a_scale_that_does_not_fit_is_named(stored):
+    class Misfit:
+        def maybe_modify_loaded_hf_weight(self, source, state):
+            raise UnfitScaleError("a is FP8 of the shape (2, 3)")
+
+    with pytest.raises(UnfitScaleError, match="a is FP8"):
+        Reads(Misfit(), stored).of("a")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron.bridge.models.conversion.quantized import FLOAT8, is_scale, scale_of
+from megatron.bridge.models.conversion.quantized import FLOAT8, UnfitScaleError, is_scale, scale_of
 from megatron.bridge.models.conversion.streaming.sources import Source
 from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor
 
@@ -64,12 +64,12 @@ def dequantize(name: str, weight: torch.Tensor, scale: torch.Tensor, blocks: lis
         A tensor of the same kind (in memory, without values, or read in blocks), of the same shape.
 
     Raises:
-        ValueError: The shape of the scale doesn't fit that of the weight.
+        UnfitScaleError: The shape of the scale doesn't fit that of the weight.
     """
     edges = _edges(weight.shape, scale.shape, blocks)
     if edges is None:
         wanted = f" in blocks of {' or '.join(f'{rows}x{columns}' for rows, columns in blocks)}" if blocks else ""
-        raise ValueError(
+        raise UnfitScaleError(
             f"{name} is FP8 of the shape {tuple(weight.shape)}, and its scale has {tuple(scale.shape)}, expected one "
             f"value, one a row, or one a block{wanted}: download the checkpoint again, or import the unquantized one"
         )

@@ -46,6 +46,10 @@ _STORAGE = {
 }  # fmt: skip
 
 
+class UnfitScaleError(ValueError):
+    """The shape of a scale doesn't fit that of its weight."""
+
+
 def check_stored_form(model: str | os.PathLike) -> None:
     """Refuse a folder whose weights are quantized, or those of a wrapped model. Reads headers, no weights.
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from megatron.bridge.models.conversion import torch_files
 from megatron.bridge.models.conversion.hf_files import INDEX, headers, some
+from megatron.bridge.models.conversion.quantized import UnfitScaleError
 from megatron.bridge.models.hf_pretrained.state import SafeTensorsStateSource, StateDict
 
 
@@ -129,6 +130,8 @@ class Reads:
         except KeyError:
             names = [source] if isinstance(source, str) else list(source.values())
             self.missing[str(source)] = some([name for name in names if name not in self._stored] or names)
+        except UnfitScaleError:
+            raise
         except Exception:  # What can't be computed without values is read all the same.
             logger.debug("%s is not computed without values", source, exc_info=True)
         return recorder.reads
