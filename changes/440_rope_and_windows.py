@@ -2,7 +2,7 @@
 """RoPE scaling and sliding windows of config.json reach the model provider, whatever the family."""
 
 from fork.change import Change
-from fork.edits import File, assign, expression, insert_after, replace, replace_in_test
+from fork.edits import File, assign, expression, insert_after, insert_before, replace, replace_in_test
 
 
 # What MistralModelProvider has no field for.
@@ -40,6 +40,13 @@ GPTModelProvider with one RoPE.
         File(
             "models/conversion/auto_bridge.py",
             [
+                insert_before(
+                    "AutoBridge.to_megatron_provider",
+                    assign("provider"),
+                    "from megatron.bridge.models.conversion.rope_scaling import check_windows\n"
+                    "\n"
+                    "check_windows(self.hf_pretrained)\n",
+                ),
                 insert_after(
                     "AutoBridge.to_megatron_provider",
                     assign("provider"),

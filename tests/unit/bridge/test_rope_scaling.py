@@ -12,6 +12,7 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import Yar
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.rope_scaling import (
     carry_over,
+    check_windows,
     megatron_rope,
     megatron_windows,
     own_config,
@@ -142,3 +143,14 @@ def test_windows_reach_the_provider(family: str, values: dict[str, Any], windows
     """Each layer has the window that transformers gives it."""
     provider, _ = provider_of(family, **values)
     assert megatron_windows(provider) == windows
+
+
+@pytest.mark.parametrize("kind", ["GptOssConfig", "Gemma2Config"])
+def test_windows_without_a_size_are_refused(kind: str) -> None:
+    """A bridge would compute with None."""
+    config = getattr(transformers, kind)()
+    check_windows(config)
+    config.sliding_window = None
+    with pytest.raises(ValueError, match="sliding_window is None, expected a number"):
+        check_windows(config)
+    check_windows(transformers.MistralConfig(sliding_window=None))

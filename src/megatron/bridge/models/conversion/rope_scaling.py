@@ -29,6 +29,8 @@ FAMILIES = (
 # Where transformers has sliding windows: in the layers that `layer_types` names, or in all. Other families have none,
 # whatever their config says.
 _WINDOWS_BY_LAYER = ("gpt_oss", "ministral", "qwen2", "qwen3")
+# Families whose windows have a size even where no layer uses it (transformers makes their mask in any case).
+_WINDOWS_ALWAYS = ("gemma2", "gemma3_text", "gpt_oss")
 _WINDOWS_IN_ALL = ("mistral", "qwen3_moe")
 
 
@@ -57,6 +59,24 @@ def windows(config: Any) -> list[int | None]:
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
         return [window if kind == "sliding_attention" else None for kind in kinds]
     return [window if config.model_type in _WINDOWS_IN_ALL else None] * config.num_hidden_layers
+
+
+def check_windows(source: Any) -> None:
+    """Refuse sliding windows without a size, which some bridges read as a number.
+
+    Args:
+        source: The Hugging Face model, or its config.
+
+    Raises:
+        ValueError: There is no size.
+    """
+    config = getattr(source, "config", source)
+    kind, window = getattr(config, "model_type", None), getattr(config, "sliding_window", 1)
+    if kind in _WINDOWS_ALWAYS and not window:
+        raise ValueError(
+            f"config.json of {kind}: sliding_window is {window!r}, expected a number, because {kind} always has "
+            "sliding windows: take config.json from the model's publisher"
+        )
 
 
 def carry_over(provider: Any, source: Any) -> None:
