@@ -16,6 +16,7 @@ elif kind == "yarn":
     provider.yarn_original_max_position_embeddings = rope["original_max_position_embeddings"]
     provider.yarn_beta_fast, provider.yarn_beta_slow = rope.get("beta_fast") or 32.0, rope.get("beta_slow") or 1.0
     provider.yarn_mscale, provider.yarn_mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    provider.yarn_correction_range_round_to_int = rope.get("truncate", True)  # transformers' default
 else:
     raise ValueError(f"rope_type is {kind!r}, expected 'default' or 'yarn': Mistral 3 has no other positions here")
 """
@@ -28,7 +29,8 @@ fix(model): follow the positions of Mistral 3's text model
 
 The bridge built every Mistral 3 with the YaRN of Ministral 3, whatever its
 config says, and asked for llama_4_scaling_beta, which Mistral Small 3.1
-doesn't have: a KeyError.
+doesn't have: a KeyError. Of Ministral 3 itself, it left out that YaRN rounds
+its range of corrections to whole dimensions, unless truncate is false.
 """,
     why="Mistral Small 3.1 converts, and a Mistral 3 with other positions is the model that its config says.",
     edits=[
@@ -57,9 +59,9 @@ doesn't have: a KeyError.
     problem="`AutoBridge.import_ckpt` of Mistral Small 3.1 ends with `KeyError: 'llama_4_scaling_beta'`.",
     changes=[
         "A text model with default positions has no YaRN and no scaling of queries.",
-        "YaRN has the factor, length, betas and scales of the config, and the norms have its epsilon.",
+        "YaRN has the factor, length, betas, scales and truncate of the config, and the norms have its epsilon.",
     ],
-    unchanged=["Ministral 3 as published."],
+    unchanged=["The weights of Ministral 3, and its positions apart from the rounding."],
     tested=["Import, export and logits of tiny models with both text models, on the CPU."],
     tests={"tests/unit/bridge/test_mistral3_text.py": "models/"},
 )

@@ -34,6 +34,11 @@ def test_ministral_has_the_yarn_of_its_config():
     assert (made.yarn_rotary_scaling_factor, made.yarn_original_max_position_embeddings) == (4.0, 64)
     assert (made.yarn_beta_fast, made.yarn_beta_slow) == (16.0, 1.0)
     assert (made.yarn_mscale, made.yarn_mscale_all_dim) == (0.5, None)
+    assert made.yarn_correction_range_round_to_int
+
+
+def test_the_range_of_yarn_is_not_rounded_without_truncate():
+    assert not provider("ministral3", **YARN, truncate=False).yarn_correction_range_round_to_int
 
 
 def test_others_are_refused():
