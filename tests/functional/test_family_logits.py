@@ -18,9 +18,11 @@ LOGITS = Path(__file__).parents[1] / "families" / "logits.py"
 NEAR = 1e-4  # of the largest logit
 # What Megatron Core's own layers make is compared by Megatron-LM itself (variants.py).
 FAMILIES = (
+    "Exaone4ForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
     "MiniMaxM2ForCausalLM",
+    "Mistral3ForConditionalGeneration",
     "Mistral3ForConditionalGeneration with a text model of Mistral",
     "OlmoeForCausalLM with fewer key and value heads",
 )
