@@ -15,7 +15,7 @@ end together. One of them says what failed. On a host with GPUs they use none.
 """,
     why="Several processes of one host share a conversion, and end together.",
     modules=["host/processes.py"],
-    stands_on=["accelerator"],
+    stands_on=["accelerator", "lazy-models"],
     problem=(
         "Several processes convert faster than one where the disk allows, and torchrun starts them with a page of "
         "output on each error. A command should start them itself, and report an error in one line."
