@@ -21,5 +21,6 @@ for. Choose the files by their index, at one commit.
     tested=["Downloads over HTTP from a small hub: whole, cut off and resumed, gated, without network."],
     limit=500,
     limit_reason="Its tests ask a hub of their own, over HTTP, which the upload's tests use, too.",
+    stands_on=["lazy-package"],
     tests={"tests/unit/bridge/small_hub.py": "utils/", "tests/unit/bridge/test_hub.py": "utils/"},
 )
