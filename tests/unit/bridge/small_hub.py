@@ -7,7 +7,8 @@ import os
 import re
 from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Lock, Thread
+from itertools import count
+from threading import Event, Thread
 from urllib.parse import unquote, urlsplit
 
 
@@ -28,16 +29,14 @@ class SmallHub:
         stored: Large files that were uploaded, by their hashes.
         private: Repositories that were made private.
         sent: The hashes of large files, each time that one was sent.
-        begun: How many uploads of large files have begun.
-        stop_after: After how many large files an upload meets silence, None for never.
+        stop_after: After how many large files an upload meets silence, None for never. `begun` counts them.
     """
 
     def __init__(self, home, **variables):
         self.repositories, self.token, self.cut = {}, None, None
         self.asked, self.stored, self.private = [], {}, set()
         self.silent, self.go_on = Event(), Event()
-        self.sent, self.begun, self.stop_after = [], 0, None
-        self.lock = Lock()
+        self.sent, self.begun, self.stop_after = [], count(), None
         hub = self
 
         class Handler(_Handler):
@@ -160,10 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         data, hub = self.body(), self.small_hub
-        with hub.lock:  # clients upload side by side
-            hub.begun += 1
-            silent = hub.stop_after is not None and hub.begun > hub.stop_after
-        if silent:
+        if hub.stop_after is not None and next(hub.begun) >= hub.stop_after:
             hub.silent.set()
             hub.go_on.wait(60)
             self.close_connection = True
