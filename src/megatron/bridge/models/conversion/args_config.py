@@ -46,8 +46,7 @@ def config_of_args(megatron_path: str | os.PathLike) -> transformers.PretrainedC
         ValueError: The checkpoint has no args, they don't say enough, or none of `DENSE` and `SPARSE` is such a model.
     """
     payload = examine_payload(Path(resolve_checkpoint(megatron_path)))
-    if payload.damage:
-        raise ValueError(f"{payload.path} can't be loaded: {payload.damage[0]}; copy or save the checkpoint again")
+    trained_config.refuse_damage(payload)
     remedy = "pass the trained Hugging Face model with --hf-model"
     said = vars(payload.args) | facts(payload.args) if payload.args is not None else {}
     if missing := [name for name in _NEEDED if said.get(name) is None]:

@@ -97,10 +97,16 @@ def _set_config(bridge: "AutoBridge", config: Any, alone: bool) -> None:
         bridge.hf_pretrained.config = config
 
 
+def refuse_damage(payload: Payload) -> None:
+    """Raise a `ValueError` if weights or args of a checkpoint are lost."""
+    for damage in payload.damage[:1]:
+        remedy = "" if damage.endswith(".") else "; copy or save the checkpoint again"
+        raise ValueError(f"{payload.path} can't be loaded: {damage}{remedy}")
+
+
 def _follow(bridge: "AutoBridge", config: Any, payload: Payload) -> dict[str, Any]:
     """Change the config as the payload says, and return the overrides of the run config."""
-    if payload.damage:
-        raise ValueError(f"{payload.path} can't be loaded: {payload.damage[0]}; copy or save the checkpoint again")
+    refuse_damage(payload)
     before = bridge.to_megatron_provider(load_weights=False)
     args = _args_of(payload)
     if args is None:
