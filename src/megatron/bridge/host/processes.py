@@ -89,6 +89,7 @@ def run(function: Callable[..., None], arguments: tuple, count: int, preload: st
     if store.check([_FAILED]):
         raise SystemExit(1)
     code = started[failed].exitcode
+    assert code is not None  # it has ended
     ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     hint = " It may have run out of memory." if code == -signal.SIGKILL else ""
     raise ChildProcessError(

@@ -59,4 +59,5 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, TensorProperties):
             return NotImplemented
-        return copyreg.__newobj__, (TensorProperties,), value.__getstate__()[:_PROPERTIES]
+        rebuild = copyreg.__newobj__  # type: ignore[attr-defined] # typeshed lacks it
+        return rebuild, (TensorProperties,), value.__getstate__()[:_PROPERTIES]
