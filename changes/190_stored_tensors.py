@@ -20,5 +20,5 @@ that note who reads them.
     unchanged=["No existing file changes."],
     tested=["Unit tests with tensors in files and in memory on the CPU."],
     tests={"tests/unit/bridge/test_stored_tensors.py": "models/test_stored_tensors.py"},
-    stands_on=["hf-checkpoint"],
+    stands_on=["hf-checkpoint", "quantized-checkpoints"],
 )
