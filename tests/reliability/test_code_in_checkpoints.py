@@ -239,8 +239,8 @@ def without_permission(root: Path, hf: Path) -> dict[str, str]:
                 READERS[name](root, hf)
             except (PermissionError, ValueError) as error:
                 said[name] = str(error)
-    for command in ("inspect", "repair"):
-        done = CliRunner().invoke(main, [command, str(root)])
+    for command, *out in (("inspect",), ("repair",), ("export", str(root.with_name("exported")))):
+        done = CliRunner().invoke(main, [command, str(root), *out])
         said[command] = f"{done.exit_code} {done.stdout if command == 'inspect' else done.stderr}"
     return said
 
@@ -259,6 +259,7 @@ def test_a_common_pt_that_belongs_to_somebody_else(release, hf_model, tmp_path):
     assert said["export_ckpt"] == f"{file.parent} can't be loaded: {wrong}"
     assert said["inspect"].startswith("1 ") and wrong in said["inspect"]
     assert said["repair"] == f"1 Error: release: {wrong}\n"
+    assert said["export"] == f"1 Error: {file.parent} can't be loaded: {wrong}\n"
     assert digests(root) == before
 
 

@@ -16,6 +16,7 @@ from megatron.bridge.host import processes as ranks
 from megatron.bridge.release_checkpoint import doubts, weights
 from megatron.bridge.release_checkpoint.examine import examine
 from megatron.bridge.release_checkpoint.layout import HF_FILES, RELEASE, RUN_CONFIG
+from megatron.bridge.release_checkpoint.payload import refuse_damage
 from megatron.bridge.release_checkpoint.target import check_export_target, check_space
 from megatron.bridge.repair.problems import problems
 from megatron.bridge.utils.deferred import lean_imports
@@ -103,9 +104,9 @@ def command(
     set_hub(token, None)
     check_export_target(hf_out, overwrite)
     found = examine(out)
-    if found.payload is None or found.payload.damage:
-        advice = "" if found.payload is None else ". Copy or download the checkpoint again."
-        raise click.ClickException(f"{out} can't be loaded. {printable(problems(found)[0].what).rstrip('.')}{advice}")
+    if found.payload is None:
+        raise click.ClickException(f"{out} can't be loaded. {printable(problems(found)[0].what)}")
+    refuse_damage(found.payload)
     expected = weights.size(found.payload.metadata) if found.payload.metadata else 0
     # With another dtype or shard size, the weights are written a second time before the first copy goes.
     check_space(hf_out, expected * (2 if dtype or max_shard_size else 1))

@@ -108,13 +108,19 @@ def unsaid(args: Namespace) -> list[str]:
             f"--rotary-seq-len-interpolation-factor takes whole numbers, the model has {factor}: pass "
             "seq_len_interpolation_factor to GPTModel in gpt_builders.py"
         )
-    factor = getattr(args, "rope_scaling_factor", None)
-    if getattr(args, "use_rope_scaling", False) and factor not in (None, BUILT_ROPE_SCALING_FACTOR):
+    if drops_rope_scaling_factor(args):
         found.append(
             f"Megatron-LM up to core 0.19 builds RoPE scaling with factor {BUILT_ROPE_SCALING_FACTOR} and drops "
-            f"--rope-scaling-factor {factor}: pass rope_scaling_factor to GPTModel in gpt_builders.py"
+            f"--rope-scaling-factor {args.rope_scaling_factor}: pass rope_scaling_factor to GPTModel in "
+            "gpt_builders.py"
         )
     return found
+
+
+def drops_rope_scaling_factor(args: Namespace) -> bool:
+    """Return whether Megatron-LM builds RoPE scaling with another factor than its args have."""
+    factor = getattr(args, "rope_scaling_factor", None)
+    return getattr(args, "use_rope_scaling", False) and factor not in (None, BUILT_ROPE_SCALING_FACTOR)
 
 
 def _words(name: str, value: Any) -> list[str]:

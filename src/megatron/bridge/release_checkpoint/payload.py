@@ -196,6 +196,13 @@ def examine_payload(path: Path, index: Path | None = None) -> Payload:
     return found
 
 
+def refuse_damage(payload: Payload) -> None:
+    """Raise a ValueError, with one remedy, if weights or the common state of a payload can't be read."""
+    for damage in payload.damage[:1]:
+        remedy = "" if damage.endswith(".") else "; copy or save the checkpoint again"
+        raise ValueError(f"{payload.path} can't be loaded: {damage}{remedy}")
+
+
 def _read_config(payload: Payload) -> dict[str, Any] | None:
     """Return `metadata.json`, None if there is none."""
     if not payload.has(METADATA_JSON):

@@ -16,7 +16,7 @@ from megatron.bridge.models.conversion import trained_config
 from megatron.bridge.models.conversion.trained_weights import stored_rows, true_vocabulary
 from megatron.bridge.release_checkpoint.architecture import facts
 from megatron.bridge.release_checkpoint.layout import resolve_checkpoint
-from megatron.bridge.release_checkpoint.payload import Payload, examine_payload
+from megatron.bridge.release_checkpoint.payload import Payload, examine_payload, refuse_damage
 
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def config_of_args(megatron_path: str | os.PathLike) -> transformers.PretrainedC
         ValueError: The checkpoint has no args, they don't say enough, or none of `DENSE` and `SPARSE` is such a model.
     """
     payload = examine_payload(Path(resolve_checkpoint(megatron_path)))
-    trained_config.refuse_damage(payload)
+    refuse_damage(payload)
     remedy = "pass the trained Hugging Face model with --hf-model"
     said = vars(payload.args) | facts(payload.args) if payload.args is not None else {}
     if missing := [name for name in _NEEDED if said.get(name) is None]:

@@ -144,8 +144,7 @@ def _by_config_alone(bridge: "AutoBridge") -> Iterator[None]:
 
 def _has_other_tensors(bridge: "AutoBridge") -> bool:
     """Return whether the source of a bridge has no weights, or its config has tensors now that it had not."""
-    source = getattr(getattr(bridge.hf_pretrained, "state", None), "source", None)
-    if not isinstance(source, SafeTensorsStateSource):
+    if _source_of_weights(bridge) is None:
         return False
     if not _names_of_source(bridge):
         return True
@@ -304,9 +303,14 @@ def has_files_of_source(bridge: "AutoBridge") -> bool:
     return expected is None or expected.shapes.keys() <= set(_names_of_source(bridge))
 
 
-def _names_of_source(bridge: "AutoBridge") -> list[str]:
+def _source_of_weights(bridge: "AutoBridge") -> SafeTensorsStateSource | None:
     source = getattr(getattr(bridge.hf_pretrained, "state", None), "source", None)
+    return source if isinstance(source, SafeTensorsStateSource) else None
+
+
+def _names_of_source(bridge: "AutoBridge") -> list[str]:
+    source = _source_of_weights(bridge)
     try:
-        return list(source.get_all_keys()) if isinstance(source, SafeTensorsStateSource) else []
+        return list(source.get_all_keys()) if source is not None else []
     except FileNotFoundError:  # a folder of config and tokenizer
         return []

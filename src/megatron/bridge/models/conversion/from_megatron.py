@@ -26,7 +26,7 @@ from megatron.bridge.models.mla_provider import MLAModelProvider
 from megatron.bridge.release_checkpoint.architecture import UNSAID, differ, facts
 from megatron.bridge.release_checkpoint.args import NEVER_READ, READ, megatron_lm_args
 from megatron.bridge.release_checkpoint.layout import resolve_checkpoint
-from megatron.bridge.release_checkpoint.payload import examine_payload
+from megatron.bridge.release_checkpoint.payload import examine_payload, refuse_damage
 from megatron.bridge.training.mlm_compat.activations import squared_relu
 from megatron.bridge.training.model_load_save import save_megatron_model
 from megatron.bridge.training.release_writer import check_release_target
@@ -72,8 +72,7 @@ def provider_of(payload: str | os.PathLike) -> GPTModelProvider:
         ValueError: There are no args, or they say what this description can't.
     """
     found = examine_payload(Path(payload))
-    if found.damage:
-        raise ValueError(found.damage[0])
+    refuse_damage(found)
     if found.args is None:
         raise ValueError(f"{payload} has no args of Megatron-LM: import the Hugging Face model that it was made from")
     args = found.args

@@ -22,9 +22,9 @@ from megatron.bridge.models.hf_pretrained import source_config
 from megatron.bridge.release_checkpoint import weights
 from megatron.bridge.release_checkpoint.architecture import UNSAID, differ, facts
 from megatron.bridge.release_checkpoint.args import megatron_lm_args
-from megatron.bridge.release_checkpoint.flags import BUILT_ROPE_SCALING_FACTOR
+from megatron.bridge.release_checkpoint.flags import BUILT_ROPE_SCALING_FACTOR, drops_rope_scaling_factor
 from megatron.bridge.release_checkpoint.layout import RUN_CONFIG, is_payload, resolve_checkpoint
-from megatron.bridge.release_checkpoint.payload import Payload, examine_payload
+from megatron.bridge.release_checkpoint.payload import Payload, examine_payload, refuse_damage
 
 
 if TYPE_CHECKING:
@@ -97,13 +97,6 @@ def _set_config(bridge: "AutoBridge", config: Any, alone: bool) -> None:
         bridge.hf_pretrained.config = config
 
 
-def refuse_damage(payload: Payload) -> None:
-    """Raise a `ValueError` if weights or args of a checkpoint are lost."""
-    for damage in payload.damage[:1]:
-        remedy = "" if damage.endswith(".") else "; copy or save the checkpoint again"
-        raise ValueError(f"{payload.path} can't be loaded: {damage}{remedy}")
-
-
 def _follow(bridge: "AutoBridge", config: Any, payload: Payload) -> dict[str, Any]:
     """Change the config as the payload says, and return the overrides of the run config."""
     refuse_damage(payload)
@@ -126,7 +119,7 @@ def _follow(bridge: "AutoBridge", config: Any, payload: Payload) -> dict[str, An
         trained = {name: value for name, value in trained.items() if name not in meant}
         names = _apart(trained, expected)
         if "rope" in trained and not hasattr(args, "bridge_provider") and _is_other_rope(text, before):
-            names = list({*names, "rope"})
+            names = list(dict.fromkeys([*names, "rope"]))
         for name in names:
             changed = True
             trained_keys.write(text, name, trained)
@@ -177,14 +170,13 @@ def _is_other_rope(config: Any, provider: Any) -> bool:
 
 def _remarks(args: Namespace) -> Iterator[str]:
     """Give what a training may have computed otherwise than its export does."""
-    factor, capacity = (getattr(args, name, None) for name in ("rope_scaling_factor", "moe_expert_capacity_factor"))
-    of_megatron_lm = not hasattr(args, "bridge_provider")
-    if of_megatron_lm and getattr(args, "use_rope_scaling", False) and factor not in (None, BUILT_ROPE_SCALING_FACTOR):
+    if not hasattr(args, "bridge_provider") and drops_rope_scaling_factor(args):
         yield (
-            f"its args have --rope-scaling-factor {factor}, which pretrain_gpt.py up to core 0.19 drops. If it was "
-            f"trained with that, unchanged, set the factor in config.json to {BUILT_ROPE_SCALING_FACTOR}"
+            f"its args have --rope-scaling-factor {args.rope_scaling_factor}, which pretrain_gpt.py up to core 0.19 "
+            "drops. If it was trained with that, unchanged, set the factor in config.json to "
+            f"{BUILT_ROPE_SCALING_FACTOR}"
         )
-    if capacity is not None:
+    if (capacity := getattr(args, "moe_expert_capacity_factor", None)) is not None:
         yield f"it was trained with --moe-expert-capacity-factor {capacity}, transformers' model drops no tokens"
     if (spec := getattr(args, "spec", None)) and not getattr(args, "hybrid_layer_pattern", None):
         yield f"it was trained with --spec {spec}, and nothing compares these layers with those of transformers"
