@@ -12,6 +12,12 @@ CALL_SET_DEVICE = m.Call(
     func=m.Attribute(value=m.Attribute(value=m.Name("torch"), attr=m.Name("cuda")), attr=m.Name("set_device"))
 )
 PROVIDER = "ModelProviderMixin"
+PATHS = '"./megatron_checkpoint", "./hf_export"'
+EXPORTS = [
+    ("test_export_ckpt_basic", PATHS, ""),
+    ("test_export_ckpt_preserves_existing_distributed_context", PATHS, ">=0.7"),
+    ("test_export_ckpt_with_kwargs", f"{PATHS}, show_progress=False", ""),
+]
 
 change = Change(
     name="accelerator",
@@ -61,6 +67,8 @@ and models are built on the CPU.
             [
                 ACCELERATOR,
                 decorate("AutoBridge.import_ckpt", "accelerator.with_process_group"),
+                # A group of one process opens no port, which another process could take.
+                decorate("AutoBridge.export_ckpt", "accelerator.with_process_group"),
                 wrap(
                     "AutoBridge.export_ckpt",
                     call("temporary_distributed_context"),
@@ -102,7 +110,7 @@ and models are built on the CPU.
     ),
     changes=[
         "Without an accelerator, Bridge starts process groups on gloo and builds models on the CPU.",
-        "`import_ckpt` under `torchrun` on such a host has one group of all ranks.",
+        "`import_ckpt` and `export_ckpt` under `torchrun` on such a host have one group of all ranks.",
     ],
     unchanged=["Hosts with CUDA or ROCm."],
     tested=[
@@ -114,18 +122,30 @@ and models are built on the CPU.
     upstream_tests=[
         File(
             "tests/unit_tests/models/test_auto_bridge.py",
+            # Without an accelerator, import_ckpt and export_ckpt have a group of their own.
             [
-                # Without an accelerator, import_ckpt has a group of its own.
-                wrap(
-                    f"TestAutoBridge.{test}",
-                    m.Expr(value=call("AutoBridge.import_ckpt")),
-                    'with patch("megatron.bridge.host.accelerator.is_available", return_value=True):\n    {}',
-                    releases=">=0.7",
-                )
-                for test in (
-                    "test_import_ckpt_preserves_existing_distributed_context",
-                    "test_import_ckpt_scopes_standalone_cpu_state_to_gloo_context",
-                )
+                add_import("from inspect import unwrap"),
+                *(
+                    wrap(
+                        f"TestAutoBridge.{test}",
+                        m.Expr(value=call("AutoBridge.import_ckpt")),
+                        'with patch("megatron.bridge.host.accelerator.is_available", return_value=True):\n    {}',
+                        releases=">=0.7",
+                    )
+                    for test in (
+                        "test_import_ckpt_preserves_existing_distributed_context",
+                        "test_import_ckpt_scopes_standalone_cpu_state_to_gloo_context",
+                    )
+                ),
+                *(
+                    replace(
+                        f"TestAutoBridge.{test}",
+                        expression(f"bridge.export_ckpt({arguments})"),
+                        f"unwrap(AutoBridge.export_ckpt)(bridge, {arguments})",
+                        releases=releases,
+                    )
+                    for test, arguments, releases in EXPORTS
+                ),
             ],
         )
     ],

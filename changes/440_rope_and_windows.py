@@ -10,7 +10,7 @@ MISTRAL_FACTOR = {
     "<0.4": 'hf_config.rope_scaling.get("factor", 8.0)',
     ">=0.4": "rope_scaling_factor_from_hf(hf_config, default=8.0)",
 }
-CARRY_OVER = "megatron.bridge.models.conversion.rope_scaling.carry_over"
+ROPE_SCALING = "megatron.bridge.models.conversion.rope_scaling"
 # Their providers are mocks, without RoPE.
 MOCKS = {
     "test_auto_bridge.py": [
@@ -86,7 +86,12 @@ GPTModelProvider with one RoPE.
     upstream_tests=[
         File(
             f"tests/unit_tests/models/{file}",
-            [edit for test in tests for edit in replace_in_test(test, CARRY_OVER, releases=">=0.7")],
+            [
+                edit
+                for test in tests
+                for function in ("check_windows", "carry_over")
+                for edit in replace_in_test(test, f"{ROPE_SCALING}.{function}", releases=">=0.7")
+            ],
         )
         for file, tests in MOCKS.items()
     ],

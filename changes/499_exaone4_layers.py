@@ -6,7 +6,7 @@ from fork.edits import File, assign, insert_after
 
 
 LAYERS = """\
-if hf_config.sliding_window is not None:
+if getattr(hf_config, "sliding_window", None) is not None:
     # As `Exaone4Attention` of transformers decides.
     local = [kind == "sliding_attention" for kind in hf_config.layer_types]
     provider.no_rope_freq = [int(not each) for each in local]

@@ -2,21 +2,13 @@
 """An export appears when it is whole, and two of them don't mix."""
 
 from fork.change import Change
-from fork.edits import File, add_import, add_parameter, decorate, expression, replace
+from fork.edits import File, add_import, add_parameter, decorate
 
 
 OVERWRITE_DOC = (
     "True replaces an earlier export at `hf_path`: its weights, config and tokenizer. False refuses a folder that isn't "
     "empty. By default its weights, and the files that are written, are replaced."
 )
-
-
-PATHS = '"./megatron_checkpoint", "./hf_export"'
-EXPORTS = [
-    ("test_export_ckpt_basic", PATHS, ""),
-    ("test_export_ckpt_preserves_existing_distributed_context", PATHS, ">=0.7"),
-    ("test_export_ckpt_with_kwargs", f"{PATHS}, show_progress=False", ""),
-]
 
 
 change = Change(
@@ -59,23 +51,5 @@ export with its tokenizer and config, `overwrite=False` refuses one.
     unchanged=["The files of an export, and files in `hf_path` that it doesn't write.", "`save_hf_pretrained`."],
     notes=["A mount point, and the current folder, can't be replaced in one step: they are refused."],
     tested=["Unit tests, with exports that were killed at each change to the file system."],
-    upstream_tests=[
-        File(
-            "tests/unit_tests/models/test_auto_bridge.py",
-            # They expect the path that is given, where nothing is written to.
-            [
-                add_import("from inspect import unwrap"),
-                *(
-                    replace(
-                        f"TestAutoBridge.{test}",
-                        expression(f"bridge.export_ckpt({arguments})"),
-                        f"unwrap(AutoBridge.export_ckpt)(bridge, {arguments})",
-                        releases=releases,
-                    )
-                    for test, arguments, releases in EXPORTS
-                ),
-            ],
-        )
-    ],
     tests={"tests/unit/bridge/test_export_staging.py": "models/hf_pretrained/test_export_staging.py"},
 )
