@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing of another test's process group reaches these."""
+"""Nothing of another test's process group reaches these, and Hypothesis tries the same inputs in each run."""
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+
+hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner
 
+
+# The same inputs in each run, and no limit of time.
+hypothesis.settings.load_profile("ci")
 
 ARGS = {
     "num_layers": 2,

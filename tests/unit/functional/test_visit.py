@@ -202,7 +202,7 @@ def test_a_process_that_hangs_is_ended_with_all_that_it_started(
         time.sleep(0.02)
     assert visit.ask_worker(hanging, "cpu", ITEMS[0], 0.1).outcome is Outcome.FAILED
     child = Path("/proc", (tmp_path / "pid").read_text(), "stat")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
@@ -211,7 +211,7 @@ def test_a_process_that_hangs_is_ended_with_all_that_it_started(
 def test_a_device_that_failed_gets_another_process(tmp_path: Path) -> None:
     answer = report.dumps([failed("first", "RuntimeError: CUDA error: an illegal memory access")])
     poisoned = worker(tmp_path, f"asked(); print(json.dumps(json.loads({answer!r})[0]), flush=True); asked()")
-    result = visit.ask_worker(poisoned, "cpu", ITEMS[0], 5)
+    result = visit.ask_worker(poisoned, "cpu", ITEMS[0], 60)
     assert "illegal memory access" in result.reason
     assert poisoned.process is None
 
@@ -248,7 +248,7 @@ def test_a_signal_ends_the_row_that_runs_and_the_report_is_written(tmp_path: Pat
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert json.loads(process.stdout.readline()) == MACHINE
     assert process.stdout.readline().split()[:3] == ["1", "a", "passed"]
-    time.sleep(0.3)
+    time.sleep(1)
     process.send_signal(number)
     said = process.communicate(timeout=30)[0]
     assert "1 passed, 0 failed, 2 left out" in said
