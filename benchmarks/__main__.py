@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from benchmarks import memory, results
+from benchmarks import memory, results, start_up
 from benchmarks.flows import FLOWS, STREAMING, measure
 from benchmarks.results import GB, Measurement
 from benchmarks.shapes import SHAPES, WRITTEN, Shape, llama
@@ -61,10 +61,13 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out, prefix="benchmark-", delete=not options.keep) as folder:
         measurements, skipped = run(Path(folder), sizes, options.rounds, options.keep)
+        model, checkpoint = Path(folder, "small"), Path(folder, "small-checkpoint")
+        starts = start_up.measure(model, checkpoint, Path(folder), options.rounds)
     plans = {size: planned(size) for size in SHAPES if size not in WRITTEN}
-    report = results.as_json(measurements, plans, about() | {"skipped": skipped})
+    report = results.as_json(measurements, plans, about() | {"skipped": skipped, "start_up": [*start_up.rows(starts)]})
     (HERE / "results.json").write_text(results.dumps(report))
     results.show(measurements, plans, console)
+    start_up.show(starts, console)
     for line in skipped:
         console.print(line)
     if measurements:

@@ -14,7 +14,7 @@ starts from the checkpoint. In its process, imports of Megatron Core and
 transformers that a conversion never uses are deferred.
 """,
     why="The command megatron-bridge imports Hugging Face models.",
-    modules=["utils/deferred.py", "utils/deferred_package.py", "cli/import_.py", "cli/preloaded.py", "cli/ranks.py"],
+    modules=["utils/deferred.py", "cli/import_.py", "cli/preloaded.py", "cli/ranks.py"],
     problem=(
         "An import needs a script around `AutoBridge.import_ckpt`. `from megatron.bridge import AutoBridge` alone "
         "takes ten seconds or more, mostly because Megatron Core and transformers import what only training needs."
@@ -29,5 +29,5 @@ transformers that a conversion never uses are deferred.
     tests={"tests/unit/bridge/test_deferred.py": "cli/"},
     limit=600,
     limit_reason="What is deferred, and how, is only right for what an import does; one test shows both.",
-    stands_on=["command-repair", "lazy-models", "export-staging", "layout-families", "processes"],
+    stands_on=["command-repair", "lazy-models", "short-scans", "export-staging", "layout-families", "processes"],
 )

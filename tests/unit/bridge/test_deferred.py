@@ -12,7 +12,8 @@ import pytest
 # What `import megatron.bridge` spends its time on, and a conversion never calls.
 HEAVY = [
     *("accelerate", "datasets", "megatron.energon", "modelopt", "pandas"),
-    *("peft", "scipy", "sklearn", "sympy", "tensorboard", "torch._dynamo", "torch._inductor.lowering", "wandb"),
+    *("peft", "scipy", "sklearn", "sympy", "tensorboard", "torch._dynamo", "torch._inductor.lowering"),
+    *("torchvision.models", "wandb"),
 ]
 
 # A stand-in has no file.
@@ -44,6 +45,19 @@ from modelopt.torch.quantization.utils import is_quantized
 assert not is_quantized(torch.nn.Linear(1, 1)) and not torch.compiler.is_compiling()
 from torch.distributed.tensor import DTensor, Shard
 assert not isinstance(torch.ones(1), DTensor) and Shard(0).dim == 0
+with torch.device("meta"):
+    turned = 2 ** (torch.arange(0, 8, 2).float() / 8)
+    assert turned.expand(2, 4).shape == (2, 4) and "sympy" not in [*loaded]
+from torch.fx.experimental.symbolic_shapes import guard_or_false
+assert guard_or_false(True) and not guard_or_false(False)
+import sympy, torch.export, torchvision.ops
+assert sympy.Symbol("x") + 1 == 1 + sympy.Symbol("x")
+assert torch.distributions.Normal(0.0, 1.0).mean == 0
+assert torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5).tolist() == [0]
+class Twice(torch.nn.Module):
+    def forward(self, value):
+        return 2 * value
+assert torch.export.export(Twice(), (torch.ones(2),)).module()(torch.ones(2)).tolist() == [2, 2]
 double = torch.compile(backend="eager")(lambda value: 2 * value)
 assert double(torch.ones(())) == 2
 print(json.dumps({"loaded": loaded, "bridge": type(bridge._model_bridge).__name__}))

@@ -10,20 +10,29 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from megatron.bridge.utils.deferred_package import DeferredPackage
+from megatron.bridge.utils.deferred_scans import short_scans
 from megatron.bridge.utils.lazy_imports import lazy_imports
 
 
 COMPILER = "torch._dynamo"
+SYMBOLS = "torch.fx.experimental.symbolic_shapes"
 PACKAGES = (
-    *("accelerate", "datasets", "megatron.energon", "modelopt", "multistorageclient", "pandas", "scipy", "sklearn"),
-    *(COMPILER, "torch.distributed.tensor", "torch.utils.cpp_extension", "torch.utils.tensorboard", "wandb"),
+    *("accelerate", "datasets", "httpx._main", "megatron.energon", "modelopt", "multistorageclient", "pandas"),
+    *("scipy", "sklearn", "sympy", COMPILER, SYMBOLS, "torch.distributed.elastic", "torch.distributed.fsdp"),
+    *("torch.distributed.tensor", "torch.distributions", "torch.utils.cpp_extension"),
+    *("torch.utils.tensorboard", "torchvision.datasets", "torchvision.models", "torchvision.ops", "wandb"),
 )
 """Packages for training, generation, quantization and object storage."""
-PARENTS = ("megatron.training", "megatron.training.models")
+PARENTS = ("megatron.training", "megatron.training.models", "megatron.training.utils")
 """Packages whose `__init__` imports a training loop, and of which a conversion uses submodules."""
+
+
+def _known(value: Any) -> Any:
+    return value if type(value) is bool else NotImplemented
 
 
 def _undecorated(function: Any = None, *_: Any, **__: Any) -> Any:
@@ -33,6 +42,9 @@ def _undecorated(function: Any = None, *_: Any, **__: Any) -> Any:
 ANSWERS: dict[str, Mapping[str, Callable[..., Any]]] = {
     # What isn't compiled needs no marks for the compiler.
     COMPILER: dict.fromkeys(["allow_in_graph", "assume_constant_result", "disable"], _undecorated),
+    # Shapes are plain numbers where nothing is traced.
+    SYMBOLS: dict.fromkeys(["expect_true", "guard_or_false", "guard_or_true"], _known)
+    | {"is_nested_int": lambda size: False if type(size) is int else NotImplemented},
     "modelopt": {
         "is_quantized": lambda model: False,
         "restore_modelopt_state": lambda model, state: (
@@ -49,9 +61,10 @@ def lean_imports() -> Iterator[None]:
     # The process may have imported some of them, or have been here before.
     deferred = {each.package: each for each in sys.meta_path if isinstance(each, DeferredPackage)}
     wanted = [name for name in PACKAGES if name not in sys.modules and name not in deferred]
-    new = {name: DeferredPackage(name, ANSWERS.get(name, {})) for name in wanted if importlib.util.find_spec(name)}
+    new = {name: DeferredPackage(name, ANSWERS.get(name, {})) for name in wanted if _exists(name)}
     sys.meta_path[:0] = new.values()
     deferred |= new
+    short_scans()
     _compile_when_called()
     for package in PARENTS:
         if package not in sys.modules and (spec := importlib.util.find_spec(package)) and spec.loader:
@@ -84,3 +97,12 @@ def _compile_when_called() -> None:
         return functools.wraps(model)(lambda *args, **kwargs: compiled()(*args, **kwargs))
 
     torch.compile = compile_later
+
+
+def _exists(name: str) -> bool:
+    """Return whether a module is installed. Unlike `find_spec`, this imports no parent of it."""
+    top, *rest = name.split(".")
+    if (spec := importlib.util.find_spec(top)) is None:
+        return False
+    places = [Path(each, *rest) for each in spec.submodule_search_locations or []]
+    return not rest or any(each.is_dir() or each.with_suffix(".py").is_file() for each in places)
