@@ -27,8 +27,7 @@ ARGS = {
     "max_position_embeddings": 32,
     "padded_vocab_size": 128,
     "layernorm_epsilon": 1e-5,
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
+    **dict.fromkeys(("tensor_model_parallel_size", "pipeline_model_parallel_size"), 1),
     "consumed_train_samples": 0,
 }
 COMMON = {"checkpoint_version": 3.0, "iteration": 0, "content_metadata": {"a": 1}}
@@ -48,10 +47,9 @@ def _write(folder: Path, state: dict, core: str, optimizer: bool, common_pt: boo
     if optimizer:
         entries["optimizer.state.exp_avg.embedding.word_embeddings.weight"] = torch.randn(128, 8)
     config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    config |= {} if core == "0.19" else {"common_backend": "torch", "common_backend_version": 1}
     if core == "0.19":
         entries["common_state/shard_0_1"] = [state]
-    else:
-        config |= {"common_backend": "torch", "common_backend_version": 1}
     planner = DefaultSavePlanner(flatten_state_dict=False)
     dcp.save(entries, storage_writer=dcp.FileSystemWriter(folder), planner=planner, no_dist=True)
     if core != "0.19" or common_pt:
