@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from test_faults import (
     MS_RDONLY,
     MS_REMOUNT,
-    death_of,
     in_fork,
     in_namespace,
     mount,
     over,  # noqa: F401
+    run_and_end,
     run_in_two,
     said_by,
     used_kib,
@@ -264,14 +264,15 @@ def export_in_one(folder: Path, hf: Path) -> None:
 
 
 def test_an_export_in_two_processes(tmp_path, record_property):
-    """Has the files that one process writes, byte for byte; or none, where one of the two is killed."""
-    record_property("count of exports in two processes", 2)
+    """Has the files that one process writes, byte for byte; or none, where one of the two is killed, or both end."""
+    record_property("count of exports in two processes", 3)
     assert "error" not in run(partial(make_models, tmp_path))
     hf = tmp_path / "out" / "hf"
     arguments = ["export", tmp_path / "two", hf, "--max-shard-size=100KB"]
-    assert run_in_two(arguments, killed=1) == death_of(1)
-    assert not names(tmp_path / "out")
-    code, said, error = run_in_two(arguments, killed=None)
+    for how in ("the second is killed", "the command gets SIGTERM"):
+        run_and_end(arguments, tmp_path / how, how)
+        assert not names(tmp_path / "out")
+    code, said, error = run_in_two(arguments)
     assert code == 0 and said.count("Wrote") == 1 and not error, (said, error)
     assert "error" not in run(partial(export_in_one, tmp_path, tmp_path / "one-process"))
     assert len(contents(hf)) > 4 and contents(hf) == contents(tmp_path / "one-process")

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch.distributed as dist
 from checkpoints import PAYLOAD, TRACKER, AutoBridge, Child, digest, forked, names, run, save_hf_model
@@ -309,23 +310,47 @@ def test_a_rank_that_dies(models, tmp_path, over, dies, at, record_property):
     assert_imported(models, out)
 
 
-def children_of(process: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+def run_in_two(arguments: list[str | Path]) -> tuple[int, str, str]:
+    """Run the command in two processes. Return its exit code, and what it writes to stdout and stderr."""
+    return answer(start_in_two(arguments))
 
 
-def run_in_two(arguments: list[str | Path], killed: int | None) -> tuple[int, str, str]:
-    """Run the command in two processes, of which one is killed; returns its exit code and what it says."""
+def start_in_two(arguments: list[str | Path], **variables: str) -> subprocess.Popen:
     command = [Path(sys.executable).with_name("megatron-bridge"), *arguments, "--processes=2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while killed is not None and process.poll() is None:
-        # The server, from which the ranks are forked, is one child, and a tracker of resources may be another one.
-        ranks = next((found for each in children_of(process.pid) if len(found := children_of(each)) == 2), [])
-        if ranks:
-            os.kill(ranks[killed], signal.SIGKILL)
-            break
-        time.sleep(0.01)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background ignores interrupts. A terminal's interrupt reaches a group of processes.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+        start_new_session=True,
+        env=os.environ | variables,
+    )
+
+
+def answer(process: subprocess.Popen) -> tuple[int, str, str]:
     said, error = process.communicate(timeout=300)
+    assert wait_until(lambda: not alive_in_session(process.pid), 60), "a process outlives the command"
     return process.returncode, said, error
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()
+
+
+def alive_in_session(leader: int) -> list[int]:
+    return [each.pid for each in psutil.process_iter() if is_alive_in(leader, each)]
+
+
+def is_alive_in(leader: int, process: psutil.Process) -> bool:
+    try:
+        return os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
 
 
 def death_of(killed: int) -> tuple[int, str, str]:
@@ -333,14 +358,57 @@ def death_of(killed: int) -> tuple[int, str, str]:
     return 1, "", f"Error: process {killed + 1} of 2 {end}\n"
 
 
-@pytest.mark.parametrize("killed", [None, 0, 1], ids=["whole", "the first is killed", "the second is killed"])
-def test_an_import_in_two_processes(models, tmp_path, killed, record_property):
+ABORTED = (1, "", "\nAborted!\n")
+# What a signal is sent to, of the command's process and its two; the signal, and what the command says.
+ENDS = {
+    "the first is killed": (1, signal.SIGKILL, death_of(0)),
+    "the second is killed": (2, signal.SIGKILL, death_of(1)),
+    "the command gets SIGTERM": (0, signal.SIGTERM, ABORTED),
+    "the terminal interrupts all": (None, signal.SIGINT, ABORTED),
+}
+
+
+def run_and_end(arguments: list[str | Path], held: Path, how: str) -> None:
+    """Run the command in two processes, and end it as `ENDS` says while both begin to write weights.
+
+    Args:
+        arguments: The subcommand and its arguments.
+        held: A folder that there is not yet.
+        how: The key in `ENDS`.
+    """
+    target, number, said = ENDS[how]
+    held.mkdir()
+    path = os.pathsep.join([str(Path(__file__).with_name("held")), os.environ["PYTHONPATH"]])
+    process = start_in_two(arguments, PYTHONPATH=path, HELD=str(held))
+    assert wait_until(lambda: {"0", "1"} <= names(held) or process.poll() is not None, 300)
+    assert process.poll() is None, process.communicate()
+    assert wait_until(lambda: all((held / rank).read_text() for rank in "01"), 30)
+    started = [process.pid, *(int((held / rank).read_text()) for rank in "01")]
+    os.killpg(process.pid, number) if target is None else os.kill(started[target], number)
+    # Those that are interrupted go on by themselves. If they went on before that, they might be done too soon.
+    assert target in (1, 2) or wait_until(lambda: {"0 goes on", "1 goes on"} <= names(held), 60)
+    (held / "go").touch()
+    assert answer(process) == said
+
+
+def test_an_import_in_two_processes(models, tmp_path, record_property):
     record_property("count of imports in two processes", 1)
     out = prepare(models, tmp_path / "out", over=True)
-    seen = run_in_two(["import", models / "hf-new", out, "--overwrite"], killed)
-    if killed is not None:
-        assert seen == death_of(killed)
-        return assert_unharmed(models, out, over=True)
+    seen = run_in_two(["import", models / "hf-new", out, "--overwrite"])
     assert seen[0] == 0 and seen[1].count("Wrote") == 1 and not seen[2], seen
     assert {"__0_0.distcp", "__1_0.distcp"} <= names(out / "release")
     assert digest(out) == digest(models / "new")
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_an_import_in_two_processes_that_is_ended(models, tmp_path, how, record_property):
+    record_property("count of imports in two processes that are ended", 1)
+    out = prepare(models, tmp_path / "out", over=True)
+    run_and_end(["import", models / "hf-new", out, "--overwrite"], tmp_path / "held", how)
+    assert digest(out) == digest(models / "old")
+    # The first owns the staging folder.
+    if how != "the first is killed":
+        assert_unharmed(models, out, over=True)
+    else:
+        assert "error" not in run(partial(AutoBridge.import_ckpt, models / "hf-new", out))
+        assert_imported(models, out)

@@ -51,4 +51,6 @@ class _Group(click.Group):
 def main() -> None:
     """Convert checkpoints between Hugging Face and Megatron-LM, inspect them, and repair them."""
     # Batch systems send SIGTERM. As a KeyboardInterrupt it lets a subcommand remove what it has half written.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A rank of `--processes` has a handler of its own.
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 
@@ -26,8 +27,10 @@ _ADDRESS, _PORT, _RUN_ID = "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"
 _LOCAL, _ALL = "LOCAL_WORLD_SIZE", "WORLD_SIZE"
 # What is hidden from an import in several processes: they would share the GPUs, and a conversion needs none.
 _ACCELERATORS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _FAILED = "megatron-bridge/failed"
 _SECONDS_TO_CLEAN_UP = 30
+_SECONDS_TO_REPEAT = 1.0
 # How long a rank that has lost another one waits for that one to say why.
 _SECONDS_TO_EXPLAIN = 3.0
 # gloo's errors are RuntimeErrors of this text (third_party/gloo, transport/tcp/pair.cc; torch 2.11).
@@ -74,6 +77,7 @@ def run(function: Callable[..., None], arguments: tuple, count: int, preload: st
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started: list[BaseProcess] = []
+    seconds_to_explain = 0.0
     try:
         with _interrupted_later():
             # A process that was started without its work would let the others wait for it.
@@ -81,9 +85,11 @@ def run(function: Callable[..., None], arguments: tuple, count: int, preload: st
                 _on_rank, (count, store.port, function, arguments), count, join=False, start_method="forkserver"
             ).processes
         failed = _first_to_fail(started)
+        seconds_to_explain = _SECONDS_TO_EXPLAIN
     finally:
+        # If this process is interrupted, they end at once: they might publish what nobody wants any more.
         with _interrupted_later():
-            _end(started)
+            _end(started, seconds_to_explain)
     if failed is None:
         return
     if store.check([_FAILED]):
@@ -101,10 +107,7 @@ def run(function: Callable[..., None], arguments: tuple, count: int, preload: st
 def _interrupted_later() -> Iterator[None]:
     """Handle signals that interrupt this process at the end of the block."""
     came: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    handlers = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in _INTERRUPTS}
     try:
         yield
     finally:
@@ -126,16 +129,21 @@ def _first_to_fail(processes: Sequence[BaseProcess]) -> int | None:
     return None
 
 
-def _end(processes: Sequence[BaseProcess]) -> None:
+def _end(processes: Sequence[BaseProcess], seconds_to_explain: float) -> None:
     """Wait for processes that end by themselves, since they have lost another one, and end the others."""
-    steps = ((lambda process: None, _SECONDS_TO_EXPLAIN), (BaseProcess.terminate, _SECONDS_TO_CLEAN_UP))
-    for act, seconds in (*steps, (BaseProcess.kill, _SECONDS_TO_CLEAN_UP)):
+    # Of two signals at once, another thread may take both, and the main thread goes on waiting: send one more.
+    ends = ((BaseProcess.terminate, _SECONDS_TO_REPEAT), (BaseProcess.terminate, _SECONDS_TO_CLEAN_UP))
+    for act, seconds in ((_let_be, seconds_to_explain), *ends, (BaseProcess.kill, _SECONDS_TO_CLEAN_UP)):
         until = time.monotonic() + seconds
         for process in processes:
             if process.is_alive():
                 act(process)
         for process in processes:
             process.join(max(until - time.monotonic(), 0))
+
+
+def _let_be(process: BaseProcess) -> None:
+    pass
 
 
 def _environment(rank: int, count: int, port: int) -> dict[str, str]:
@@ -147,10 +155,20 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 def _on_rank(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple) -> None:
     os.environ.update(_environment(rank, count, port))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in _INTERRUPTS:
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt_once)
     # The server lives as long as a process that it forked, so its end doesn't tell of the caller's.
     threading.Thread(target=_end_with_caller, daemon=True).start()
     function(*arguments)
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """Interrupt this process once: after an interrupt of the terminal, the caller's SIGTERM finds it cleaning up."""
+    for each in _INTERRUPTS:
+        # Python writes to stderr of a signal that has come before it is ignored (`signal.SIG_IGN`).
+        signal.signal(each, lambda number, frame: None)
+    raise KeyboardInterrupt
 
 
 def _end_with_caller() -> None:

@@ -23,9 +23,10 @@ def share(case, folder):
 
     rank = int(os.environ["RANK"])
     staged = Path(folder, f"staged-{rank}")
-    staged.touch()
     try:
+        # It waits for the other rank, and lets no handler run.
         dist.init_process_group("gloo")
+        staged.touch()
         dist.barrier()
         if rank == 1 and "one is killed" in case:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -40,8 +41,11 @@ def share(case, folder):
             print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
+        if case == "the caller is interrupted":
+            # Of the terminal, and then of the caller.
+            signal.raise_signal(signal.SIGTERM)
         dist.destroy_process_group()
-        staged.unlink()
+        staged.unlink(missing_ok=True)
 
 
 def start_interrupted(process, start=BaseProcess.start):
@@ -54,6 +58,9 @@ if __name__ == "__main__":
         BaseProcess.start = start_interrupted
     # A job in the background ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "interrupted" in sys.argv[1]:
+        # There is nothing to explain.
+        processes._SECONDS_TO_EXPLAIN = 600
     try:
         processes.run(share, tuple(sys.argv[1:]), 2, preload="torch.distributed")
     except ChildProcessError as error:
