@@ -16,9 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner
 
 
-# The same inputs in each run, and no limit of time.
-hypothesis.settings.load_profile("ci")
-
+hypothesis.settings.load_profile("ci")  # the same inputs in each run, and no limit of time
 ARGS = {
     "num_layers": 2,
     "hidden_size": 8,
