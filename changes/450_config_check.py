@@ -44,7 +44,7 @@ strict=False. A family without a table is imported with a warning.
             ],
         ),
     ],
-    modules=["models/conversion/config_check.py", "models/conversion/config_keys.py"],
+    modules=["models/conversion/config_check.py"],
     problem=(
         "`AutoBridge.import_ckpt` of a Qwen3 with `attention_bias` leaves the biases out and ends without an error. "
         "The logits are off by more than their own size."
@@ -57,13 +57,11 @@ strict=False. A family without a table is imported with a warning.
     unchanged=["The configs of published models are imported."],
     tested=["A hundred variants of 14 families, with Megatron-LM's logits beside transformers'."],
     tests={"tests/unit/bridge/test_config_check.py": "models/test_config_check.py"},
-    limit=600,
-    limit_reason="config_keys.py is a table of 14 families' keys, and means nothing without the check that reads it.",
     upstream_tests=[
         File(
             "tests/unit_tests/models/test_auto_bridge.py",
             [edit for test in MOCKS for edit in replace_in_test(f"TestAutoBridge.{test}", CHECK, releases=">=0.7")],
         )
     ],
-    stands_on=["accounting", "rope-and-windows"],
+    stands_on=["accounting", "rope-and-windows", "config-keys"],
 )

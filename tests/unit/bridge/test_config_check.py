@@ -11,7 +11,6 @@ import transformers
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.config_check import check_config
-from megatron.bridge.models.conversion.config_keys import COMPARED, FAMILIES, WITHOUT_MEANING
 
 
 SIZES = {
@@ -96,18 +95,18 @@ def test_family_without_table_is_not_proved(caplog: pytest.LogCaptureFixture) ->
     """It is imported, with a warning."""
     config = transformers.PretrainedConfig(architectures=["OtherForCausalLM"])
     config.model_type = "other"
-    other = type("Bridge", (), {"hf_pretrained": type("Model", (), {"config": config})})
     with caplog.at_level(logging.WARNING):
-        check_config(other)
+        check_config(_bridge_of(config))
     assert "other is not proved" in caplog.text
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_key_is_in_one_column(family: str) -> None:
-    """No key means two things."""
-    keys = FAMILIES[family]
-    carried = [*keys.same, *keys.opposite, *keys.products]
-    assert len(carried) == len(set(carried))
-    # A number of experts may be carried, and one of them refused.
-    assert not set(keys.only) & {*carried, *WITHOUT_MEANING, *COMPARED}
-    assert not set(carried) & WITHOUT_MEANING
+def test_family_that_is_known_to_differ_says_in_what(caplog: pytest.LogCaptureFixture) -> None:
+    """The one warning names the difference, which the run config repeats."""
+    with caplog.at_level(logging.WARNING):
+        check_config(_bridge_of(transformers.Ernie4_5_MoeConfig()))
+    (line,) = [each.getMessage() for each in caplog.records if each.name.endswith("config_check")]
+    assert "score experts by a sigmoid, those of transformers by a softmax" in line
+
+
+def _bridge_of(config: Any) -> Any:
+    return type("Bridge", (), {"hf_pretrained": type("Model", (), {"config": config})})

@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from megatron.bridge.models.conversion import rope_scaling
 from megatron.bridge.models.conversion.config_keys import (
     ACTIVATIONS,
+    ANOTHER_FUNCTION,
     COMPARED,
     FAMILIES,
     ONLY,
@@ -49,6 +50,8 @@ def check_config(bridge: Any, strict: bool = True) -> None:
             f"{config.model_type} is not proved: the keys of its config.json were never compared with what Megatron "
             "Core computes"
         )
+        if reason := ANOTHER_FUNCTION.get(config.model_type):
+            what = f"{config.model_type} is another function in Megatron Core than in transformers: {reason}"
         proof.warn(logger, f"{what}. Compare the logits before you train", unproved=what)
         return
     provider = bridge.to_megatron_provider(load_weights=False)

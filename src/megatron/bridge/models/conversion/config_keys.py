@@ -173,6 +173,14 @@ FAMILIES = {
     ),
 }
 
+# Families without a table that were compared, and differ. Core 0.19 has no options for what transformers computes.
+ANOTHER_FUNCTION = {
+    "ernie4_5_moe": (
+        "the routers of Megatron Core score experts by a sigmoid, those of transformers by a softmax with a "
+        "correction bias, which Megatron Core can't combine"
+    ),
+}
+
 # What transformers calls an activation, and what Bridge's providers have for it. Gemma was trained with the tanh
 # approximation, whatever its config says (Bridge's GemmaBridge), so the two are one here.
 ACTIVATIONS = {
