@@ -21,6 +21,7 @@ FAMILIES = (
     "Exaone4ForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
+    "GemmaForCausalLM with the exact GELU",
     "MiniMaxM2ForCausalLM",
     "Mistral3ForConditionalGeneration",
     "Mistral3ForConditionalGeneration with a text model of Mistral",

@@ -44,7 +44,7 @@ PROVED: dict[str, dict[str, str]] = {
     "gemma": {
         "attention_bias": "False",
         "head_dim": "usual",
-        "hidden_act": "gelu gelu_pytorch_tanh",
+        "hidden_act": "gelu gelu_pytorch_tanh silu",
         "rope_type": "default",
         "tie_word_embeddings": "True",
         "use_bidirectional_attention": "None",

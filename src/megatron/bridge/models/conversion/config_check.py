@@ -104,7 +104,7 @@ def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
 def remarks(config: Any) -> Iterator[str]:
     """Give what a person should know of a config that is published and imported."""
     if config.model_type == "gemma" and config.hidden_act == "gelu":
-        yield "hidden_act is 'gelu', and Gemma was trained with gelu_pytorch_tanh, which Bridge's model computes"
+        yield "hidden_act is 'gelu', which transformers computes. Gemma was trained with gelu_pytorch_tanh"
     if config.model_type != "deepseek_v2":
         return
     if config.topk_method == "group_limited_greedy":

@@ -181,15 +181,14 @@ ANOTHER_FUNCTION = {
     ),
 }
 
-# What transformers calls an activation, and what Bridge's providers have for it. Gemma was trained with the tanh
-# approximation, whatever its config says (Bridge's GemmaBridge), so the two are one here.
+# What transformers calls an activation, and what Bridge's providers have for it.
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
-    "gelu_new": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "fast_gelu": "gelu",
+    "gelu_new": "fast_gelu",
+    "gelu_pytorch_tanh": "fast_gelu",
+    "fast_gelu": "fast_gelu",
     "relu": "relu",
     "relu2": "squared_relu",
     "squared_relu": "squared_relu",
