@@ -69,6 +69,8 @@ MIXED_LAYERS = {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}
 OTHER_LAYERS = (
     "refused: layers with experts is [False, True, False, True], Bridge's model has [False, True, True, True]"
 )
+OTHER_GROUPS = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3}
+RATED = "refused: Bridge's model rates each of 4 groups by its best 1, transformers by its best 2"
 # Megatron Core's own error, before anything is written.
 TOP_1 = "refused: Please use --moe-router-pre-softmax when topk is 1"
 
@@ -174,6 +176,7 @@ VARIANTS = [
         ("scoring_func", {"scoring_func": "sigmoid"}, "refused: scoring_func is 'sigmoid', expected 'softmax'"),
         ("scaling factor", {"routed_scaling_factor": 2.5}, "refused: routed_scaling_factor is 2.5, expected 1.0"),
         ("groups", {"n_group": 2, "topk_group": 1}, "refused: n_group is 2, expected 1"),
+        ("groups to choose, without groups", {"topk_group": 1}),
         ("norm epsilon", {"rms_norm_eps": 1e-2}),
         ("attention_bias", {"attention_bias": True}, BIAS),
         ("one expert", {"num_experts_per_tok": 1}, TOP_1),
@@ -214,6 +217,7 @@ VARIANTS = [
         ("groups", {"n_group": 2, "topk_group": 1}),
         ("no norm_topk_prob", {"norm_topk_prob": False}, NORMALIZED, True),
         ("more groups", {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 4}),
+        ("groups, three experts", OTHER_GROUPS, RATED),
         ("no dense layers", {"first_k_dense_replace": 0}),
         ("norm epsilon", {"rms_norm_eps": 1e-2}, NORMS),
         ("one expert", {"num_experts_per_tok": 1}, "refused: num_experts_per_tok is 1"),
@@ -256,6 +260,8 @@ VARIANTS = [
         ("no norm_topk_prob", {"norm_topk_prob": False}, NORMALIZED),
         ("scaling factor", {"routed_scaling_factor": 2.5}),
         ("groups", {"n_group": 2, "topk_group": 1}),
+        ("groups, three experts", OTHER_GROUPS, RATED),
+        ("gelu", {"hidden_act": "gelu"}, GATED_GELU),
         ("two shared experts", {"n_shared_experts": 2}, "refused: n_shared_experts x moe_intermediate_size is 64"),
         ("yarn", yarn(partial_rotary_factor=0.5), "refused: turns 8 dimensions, Bridge's model 16"),
         ("linear", rope("linear", factor=4.0, partial_rotary_factor=0.5)),

@@ -21,6 +21,17 @@ from megatron.bridge.models.conversion.rope_scaling import megatron_rope, transf
         ("DeepseekV3", {"routed_scaling_factor": 0.0}, "routed_scaling_factor is 0.0, expected another value"),
         ("DeepseekV2", {"routed_scaling_factor": 0.0}, "routed_scaling_factor is 0.0, expected another value"),
         ("DeepseekV3", {"topk_group": 0}, "topk_group is 0, expected another value"),
+        ("DeepseekV3", {"topk_group": None}, "topk_group is None, expected another value"),
+        (
+            "DeepseekV3",
+            {"n_group": None},
+            "n_group is None, expected another value",
+        ),
+        (
+            "DeepseekV3",
+            {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 3},
+            "rates each of 4 groups by its best 1",
+        ),
         ("Mistral", {"sliding_window": -1}, "sliding_window is -1, expected another value"),
         ("GptOss", {"layer_types": ["linear_attention"] * 4}, "layer_types has 'linear_attention', expected"),
     ],

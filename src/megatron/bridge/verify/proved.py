@@ -54,7 +54,7 @@ PROVED: dict[str, dict[str, str]] = {
         "attention_bias": "False True",
         "groups": "1 all n",
         "head_dim": "other usual",
-        "hidden_act": "silu",
+        "hidden_act": "gelu silu",
         "n_group": "1 n",
         "n_shared_experts": "1",
         "norm_topk_prob": "True",
@@ -169,6 +169,7 @@ PROVED: dict[str, dict[str, str]] = {
         "num_experts_per_tok": "1 n",
         "rope_type": "default yarn",
         "tie_word_embeddings": "False True",
+        "topk_group": "all",
         "windows": "all none",
     },
 }
@@ -199,7 +200,7 @@ def traits(config: Any) -> Iterator[tuple[str, str]]:
     windows = {bool(each) for each in rope_scaling.windows(config)}
     yield "windows", "some" if len(windows) != 1 else "all" if True in windows else "none"
     if hasattr(config, "topk_group"):
-        yield "topk_group", "all" if config.topk_group == config.n_group else "some"
+        yield "topk_group", "all" if getattr(config, "n_group", None) in (None, config.topk_group) else "some"
     if getattr(config, "kv_lora_rank", None):
         return  # latent attention has head sizes of its own
     heads = config.num_attention_heads

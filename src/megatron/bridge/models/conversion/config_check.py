@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from megatron.bridge.models.conversion import rope_scaling
+from megatron.bridge.models.conversion import rope_scaling, router_groups
 from megatron.bridge.models.conversion.config_keys import (
     ACTIVATIONS,
     ANOTHER_FUNCTION,
@@ -92,7 +92,7 @@ def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
     yield from _architecture(config)
     yield from _unknown(config, keys)
     yield from _latent_norms(config, provider)
-    yield from _groups(config)
+    yield from router_groups.group_problems(config)
     yield from _heads(config, provider)
     yield from _activation(config, provider)
     yield from _kinds_of_layers(config, provider)
@@ -165,12 +165,6 @@ def _latent_norms(config: Any, provider: Any) -> Iterator[str]:
     """Norms inside of transformers' latent attention have 1e-6. Up to 1e-5, that changes logits by less than 1e-4."""
     if _field(provider, "multi_latent_attention") and config.rms_norm_eps > 1e-5:
         yield f"rms_norm_eps is {config.rms_norm_eps}, which Bridge's latent attention uses, but not transformers'"
-
-
-def _groups(config: Any) -> Iterator[str]:
-    groups = getattr(config, "n_group", None) or 1
-    if getattr(config, "topk_method", None) == "greedy" and config.topk_group not in (None, groups):
-        yield f"topk_method is 'greedy', Bridge's model chooses {config.topk_group} of {groups} groups first"
 
 
 def _heads(config: Any, provider: Any) -> Iterator[str]:

@@ -121,7 +121,8 @@ FAMILIES = {
         _ROUTED | _LATENT,
         products=_SHARED,
         only=_NO_BIAS | _NORMALIZED | {"rope_interleave": (True,)},
-        never=_SIGMOID,
+        # transformers stops without numbers.
+        never=_SIGMOID | {"n_group": (None,), "topk_group": (0, None)},
     ),
     "glm4_moe": Keys(
         _ROUTED | {"attention_bias": "add_qkv_bias", "use_qk_norm": "qk_layernorm"},
