@@ -37,6 +37,7 @@ A bridge knows one of them, and found no source for a parameter.
     changes=[
         "If a checkpoint lacks a name that a bridge knows, the name that transformers reads into the same "
         "parameter is used.",
+        "A tied model that has only `lm_head.weight` is imported.",
     ],
     unchanged=[
         "Checkpoints with the names that a bridge knows.",

@@ -45,3 +45,12 @@ def test_what_is_there_or_unknown_stays(nemotron_h, architectures):
         assert with_stored_names(each, nemotron_h, ["lm_head.weight"]) is each
     assert with_stored_names(None, nemotron_h, []) is None
     assert with_stored_names(known, nemotron_h, None) is known
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_alone_is_the_embedding(tied):
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 64, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], tie_word_embeddings=tied, **sizes)
+    embeddings = mapping("model.embed_tokens.weight")
+    found = with_stored_names(embeddings, SimpleNamespace(config=config), ["lm_head.weight"])
+    assert found.hf_param == ("lm_head.weight" if tied else "model.embed_tokens.weight")

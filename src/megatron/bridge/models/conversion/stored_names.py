@@ -3,7 +3,7 @@
 
 A model has one spelling of its names on the hub, and often another one when transformers saves it again: some have a
 prefix more or less, some are renamed. transformers reads all of them by its own table. Two names that it takes for the
-same parameter are the same tensor here.
+same parameter are the same tensor here, as are those of embeddings and head where they are tied.
 """
 
 import copy
@@ -76,9 +76,12 @@ def _place_of(config: Any) -> Callable[[str], str] | None:
         with torch.device("meta"):
             model = model_class(config)
         renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
-        return functools.partial(
+        renamed = functools.partial(
             _renamed, rename_source_key, renamings, model.base_model_prefix, dict.fromkeys(model.state_dict(), True)
         )
+        # If a checkpoint has only one of two tied parameters, transformers takes it for both.
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        return lambda name: tied.get(renamed(name), renamed(name))
     except Exception as error:  # whatever a model raises on the meta device
         logger.debug("transformers' names of %s are not known: %s", names[0], error)
         return None
