@@ -40,7 +40,8 @@ from megatron.bridge.verify import without_cuda  # noqa: E402
 
 LENGTH = 48
 # A row of this comparison alone.
-tiny.ROWS["GemmaForCausalLM with the exact GELU"] = tiny.Row(values={"tie_word_embeddings": True, "hidden_act": "gelu"})
+GELU = {"tie_word_embeddings": True, "hidden_act": "gelu"}
+tiny.ROWS["GemmaForCausalLM with the exact GELU"] = tiny.Row(values=GELU)
 # Fusions are kernels, and the linear attention of Megatron Core has PyTorch's operations in this mode.
 OVERRIDES = {
     "bf16": False,
