@@ -5,6 +5,7 @@ import hashlib
 import textwrap
 from pathlib import Path
 
+import hypothesis
 import pytest
 from wheel.wheelfile import WheelFile
 
@@ -13,6 +14,9 @@ from fork.change import Change
 from fork.edits import File, add_parameter
 from fork.upstream import Upstream
 
+
+# The same inputs in each run, and no limit of time.
+hypothesis.settings.load_profile("ci")
 
 PACKAGE_INFO = """
 MAJOR = 1
