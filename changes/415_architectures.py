@@ -4,7 +4,7 @@
 import libcst.matchers as m
 
 from fork.change import Change
-from fork.edits import File, add_import, insert_first, replace
+from fork.edits import File, add_import, call, insert_first, replace, wrap
 
 
 FROM_AUTO_MAP = m.Assign(targets=[m.AssignTarget(target=m.Name("arch_key"))], value=m.Name("arch_name"))
@@ -26,16 +26,18 @@ architectures was answered with a list of endings.
             "models/conversion/auto_bridge.py",
             [
                 add_import(f"from {MODULE} import check_named"),
+                add_import(f"from {MODULE} import has_own_code"),
                 insert_first("AutoBridge._validate_config", "check_named(config, path)\n"),
                 # The error then names the class that was looked for.
                 replace("AutoBridge._validate_config", FROM_AUTO_MAP, "arch_key = architecture = arch_name"),
-            ],
-        ),
-        File(
-            "models/conversion/utils.py",
-            [
-                add_import(f"from {MODULE} import has_own_code"),
-                insert_first("get_causal_lm_class_name_via_auto_map", "if has_own_code(config):\n    return None\n"),
+                *(
+                    wrap(
+                        f"AutoBridge.{function}",
+                        call("get_causal_lm_class_name_via_auto_map"),
+                        "None if has_own_code(config) else {}",
+                    )
+                    for function in ("_causal_lm_architecture", "_validate_config")
+                ),
             ],
         ),
     ],

@@ -18,13 +18,13 @@ def check_dtype(bridge: Any) -> None:
     Raises:
         ValueError: The model would have another dtype than float32, bfloat16, or float16.
     """
-    config = getattr(bridge.hf_pretrained, "config", bridge.hf_pretrained)
-    asked, written = getattr(bridge.hf_pretrained, "torch_dtype", None), getattr(config, "torch_dtype", None)
+    source = getattr(bridge, "hf_pretrained", None)
+    asked, written = getattr(source, "torch_dtype", None), getattr(getattr(source, "config", source), "torch_dtype", None)
     found = asked if isinstance(asked, torch.dtype) else written
     dtype = getattr(torch, found, None) if isinstance(found, str) else found
     if isinstance(dtype, torch.dtype) and dtype not in _DTYPES:
-        source = "torch_dtype" if found is asked else "dtype of config.json"
+        place = "torch_dtype" if found is asked else "dtype of config.json"
         raise ValueError(
-            f"{source} is {dtype}, expected torch.float32, torch.bfloat16, or torch.float16, in which Megatron-LM "
+            f"{place} is {dtype}, expected torch.float32, torch.bfloat16, or torch.float16, in which Megatron-LM "
             "trains: pass one of them, such as torch_dtype=torch.bfloat16 (--dtype bfloat16)"
         )
