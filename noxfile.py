@@ -146,7 +146,14 @@ def unit(session: nox.Session) -> None:
     """Test the edits, the build and the new modules."""
     _install_patched(session)
     _install_transformer_engine(session)
-    _pytest(session, ["tests/reliability", "tests/unit"])
+    _pytest(session, ["tests/reliability", "tests/unit"], "-m", "not two_processes")
+
+
+@nox.session(python=PYTHON, requires=["build"])
+def two_processes(session: nox.Session) -> None:
+    """Convert in two processes: each fault, each option that changes what is written, and uploads."""
+    _install_patched(session)
+    _pytest(session, ["tests/reliability"], "-m", "two_processes")
 
 
 @nox.session(python=PYTHON, requires=["build"])

@@ -5,6 +5,7 @@ Hugging Face's model is the second judge, of the first loss. `matrix.py` has wha
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 import models
@@ -12,6 +13,7 @@ import pytest
 import steps
 import torch
 from reference import Tensors, differences, hf_loss
+from transformers import AutoModelForCausalLM
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.release_checkpoint.layout import is_link_to_release
@@ -122,6 +124,37 @@ def test_training_in_a_folder_with_a_link_leaves_it_alone(
 def test_untrained_weights_come_back_bit_for_bit(workplace: Path, imported: Path, llama: Path) -> None:
     AutoBridge.from_hf_pretrained(llama).export_ckpt(imported, workplace / "untrained")
     assert differences(Tensors(llama), Tensors(workplace / "untrained")) == []
+
+
+def test_two_processes_convert_for_megatron_lm_and_transformers(
+    workplace: Path, imported: Path, idle: steps.Training, llama: Path, flags: list[str], chats: steps.Chats
+) -> None:
+    """Megatron-LM loads and keeps the same weights; transformers loads the same files."""
+    command = Path(sys.executable).with_name("megatron-bridge")
+    folders = {name: workplace / f"by-two-{name}" for name in ("checkpoint", "hf", "one-hf")}
+    for name, arguments in {
+        "checkpoint": ["import", llama, folders["checkpoint"], "--processes=2"],
+        "hf": ["export", folders["checkpoint"], folders["hf"], "--max-shard-size=200KB", "--processes=2"],
+        "one-hf": ["export", imported, folders["one-hf"], "--max-shard-size=200KB"],
+    }.items():
+        steps.Step(f"two processes, {name}", [str(command), *map(str, arguments)], workplace / f"{name}.log").run()
+    assert len(list(folders["checkpoint"].glob("release/*.distcp"))) == 2
+    trained = steps.train(
+        "one idle iteration from two files",
+        workplace / "idle-by-two",
+        chats,
+        load=folders["checkpoint"],
+        iterations=1,
+        flags=[*flags, "--lr=0"],
+    )
+    assert trained.losses() == idle.losses()
+    before = dict(steps.model_tensors(imported / "release"))
+    assert differences(before, dict(steps.model_tensors(trained.checkpoint / "iter_0000001"))) == []
+    files = {name: {path.name: path.read_bytes() for path in folders[name].iterdir()} for name in ("hf", "one-hf")}
+    assert files["hf"] == files["one-hf"] and len(list(folders["hf"].glob("*.safetensors"))) > 1
+    model, info = AutoModelForCausalLM.from_pretrained(folders["hf"], output_loading_info=True)
+    assert not any(info.values())
+    assert differences(Tensors(llama), model.state_dict()) == []
 
 
 def test_bf16_with_the_command_line_that_bridge_gives(workplace: Path, chats: steps.Chats) -> None:

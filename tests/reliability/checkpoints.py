@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the reliability tests share: tiny checkpoints, and children that are forked and may die."""
 
+import builtins
 import gc
 import hashlib
 import importlib
@@ -9,6 +10,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.envir
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import torch
+import torch.distributed as dist
 from tiny_models import PAYLOAD, save_hf_model, weights
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.host.processes import _LOST
 from megatron.bridge.release_checkpoint.layout import TRACKER, read_tracker, resolve_checkpoint
 from megatron.bridge.training.mlm_compat.checkpoints import read_megatron_lm_args
 
@@ -46,7 +51,7 @@ def digest(root: Path) -> str | None:
     found = hashlib.sha256(repr(read_megatron_lm_args(payload)).encode())
     for key, tensor in sorted(weights(payload).items()):
         found.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.contiguous().view(-1).numpy().tobytes())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
@@ -84,6 +89,42 @@ def run_forked(work: Callable[[], Any]) -> dict[str, Any]:
         said = pipe.read()
     os.waitpid(child, 0)
     return json.loads(said) if said else KILLED
+
+
+def meeting_place() -> dist.TCPStore:
+    """Return where two ranks meet: no file, which a full disk would not take."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def on_two_ranks(work: Callable[[], Any]) -> Any:
+    """Call `work` on two ranks, forks of this process, which is a fork itself. Return or raise what they say.
+
+    Of two that fail, one may only have lost the other.
+    """
+    store = meeting_place()
+    seen = []
+    for child, result in [forked(partial(on_rank, store.port, rank, work)) for rank in (0, 1)]:
+        with os.fdopen(result, "rb") as pipe:
+            seen.append(json.loads(pipe.read()))
+        os.waitpid(child, 0)
+    assert len({"error" in each for each in seen}) == 1, seen
+    said = next(each for each in seen if not _LOST.search(each.get("message", "")))
+    if "error" in said:
+        raise getattr(builtins, said["error"])(said["message"])
+    assert seen[0] == seen[1], seen
+    return said["result"]
+
+
+def on_rank(port: int, rank: int, work: Callable[[], Any]) -> Any:
+    """Call `work` on one of two ranks."""
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    return work()
+
+
+def alone(work: Callable[[], Any]) -> Any:
+    """Call `work` on the only rank."""
+    return work()
 
 
 class Child:

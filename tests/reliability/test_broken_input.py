@@ -3,15 +3,17 @@
 
 import resource
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from broken import BROKEN, INDEX, NORM, SHARD, pickled, raw_header, tensors, traces
-from checkpoints import TRACKER, AutoBridge, names, run, save_hf_model
+from checkpoints import TRACKER, AutoBridge, alone, names, on_two_ranks, run, save_hf_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_faults import BY_TWO, run_in_two
 from test_hf_checkpoint import sound  # noqa: F401 - a fixture
 
 from megatron.bridge.models.conversion.hf_checkpoint import check_hf_checkpoint
@@ -23,7 +25,7 @@ LIMIT = 4 << 30
 
 
 def import_bounded(hf: Path, out: Path) -> dict:
-    """Import with an end to its memory; returns what an error says, and the growth of the peak of its memory."""
+    """Import with an end to its memory; returns what an error says, and whether its peak has grown little."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + LIMIT, mapped + LIMIT))
@@ -33,19 +35,18 @@ def import_bounded(hf: Path, out: Path) -> dict:
     except (OSError, ValueError) as caught:
         error, message = type(caught).__name__, str(caught)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-    return {"error": error, "message": message, "grown": grown}
+    return {"error": error, "message": message, "is_lean": grown < MEMORY}
 
 
-def refused(hf: Path, out: Path, message: str) -> int:
-    """Assert that an import of `hf` is refused as it should be; returns the growth of the peak of its memory."""
-    answer = run(partial(import_bounded, hf, out))
+def refused(hf: Path, out: Path, message: str, road: Callable[[Callable[[], dict]], dict] = alone) -> None:
+    """Assert that an import of `hf` is refused as it should be."""
+    answer = run(partial(road, partial(import_bounded, hf, out)))
     seen = answer.get("result", answer)
-    assert seen["error"] and message in seen["message"] and "grown" in seen, seen
+    assert seen["error"] and message in seen["message"], seen
     assert "\n" not in seen["message"]
     assert not out.exists()
     assert not traces(hf).exists(), "code of the checkpoint was run"
-    assert seen["grown"] < MEMORY
-    return seen["grown"]
+    assert seen["is_lean"]
 
 
 @pytest.fixture
@@ -53,11 +54,12 @@ def hf(sound, tmp_path):  # noqa: F811
     return Path(shutil.copytree(sound, tmp_path / "hf"))
 
 
+@pytest.mark.parametrize("road", [alone, pytest.param(on_two_ranks, marks=BY_TWO)])
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_checkpoint(hf, tmp_path, name, record_property):
+def test_a_broken_checkpoint(hf, tmp_path, name, road, record_property):
     break_it, message = BROKEN[name]
     break_it(hf)
-    refused(hf, tmp_path / "out", message)
+    refused(hf, tmp_path / "out", message, road)
     record_property("count of broken Hugging Face checkpoints refused", 1)
 
 
@@ -141,6 +143,17 @@ def test_what_is_imported_with_or_without_a_warning(hf, tmp_path, caplog, name, 
     assert not traces(hf).exists()
     ours = [record.getMessage() for record in caplog.records if record.name.endswith("hf_checkpoint")]
     assert len(ours) == bool(warning) and warning in "".join(ours)
+
+
+@BY_TWO
+@pytest.mark.parametrize("name", ["NaN", "two sound shards"])
+def test_two_processes_warn_once(hf, tmp_path, name):
+    """Whichever of them has read the tensor."""
+    break_it, warning = ACCEPTED[name]
+    break_it(hf)
+    code, said, error = run_in_two(["import", hf, tmp_path / "out"])
+    assert code == 0 and said.count("Wrote") == 1, (said, error)
+    assert error.count("\n") == bool(warning) and warning in error, error
 
 
 @pytest.mark.parametrize("streaming", [False, True])

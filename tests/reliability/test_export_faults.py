@@ -4,7 +4,6 @@
 The folder that is exported to is what counts, so most of these exports write a few small files and no model.
 """
 
-import os
 import resource
 import signal
 from functools import partial
@@ -12,11 +11,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch.distributed as dist
-from checkpoints import AutoBridge, Child, names, run, run_forked, save_hf_model
-from kills import at_each_change, killed_at_change
+from checkpoints import (
+    AutoBridge,
+    Child,
+    alone,
+    meeting_place,
+    names,
+    on_rank,
+    on_two_ranks,
+    run,
+    run_forked,
+    save_hf_model,
+)
+from kills import killed_at_change
 from safetensors.torch import load_file
 from test_faults import (
+    BY_TWO,
     MS_RDONLY,
     MS_REMOUNT,
     in_fork,
@@ -27,6 +37,7 @@ from test_faults import (
     run_in_two,
     said_by,
     used_kib,
+    with_two,
 )
 
 from megatron.bridge.models.hf_pretrained.export_staging import exports_whole
@@ -57,9 +68,21 @@ def export_ckpt(bridge, megatron_path, hf_path):
     bridge.then()
 
 
+ROADS = {"one process": alone, "two processes": on_two_ranks}
+
+
+@pytest.fixture(params=with_two(ROADS))
+def road(request):
+    return request.param
+
+
 def export(hf: Path, over: bool, then=lambda: None) -> None:  # noqa: F811
     pretrained = SimpleNamespace(model_name_or_path=None)
     export_ckpt(SimpleNamespace(hf_pretrained=pretrained, then=then), hf.parent / "checkpoint", hf, overwrite=over)
+
+
+def export_on(road: str, hf: Path, over: bool) -> None:  # noqa: F811
+    ROADS[road](partial(export, hf, over))
 
 
 def prepare(hf: Path, over: bool) -> Path:  # noqa: F811
@@ -115,51 +138,51 @@ def test_an_export_that_is_interrupted_leaves_nothing(tmp_path, over):  # noqa: 
 # --- the file system ---------------------------------------------------------------------------------------------
 
 
-def on_small_disk(folder: Path, over: bool, free_kib: int) -> str:  # noqa: F811
+def on_small_disk(folder: Path, over: bool, road: str, free_kib: int) -> str:  # noqa: F811
     in_namespace()
     disk = mount(folder, 1 << 20)
     hf = prepare(disk / "hf", over)
     mount(disk, max(used_kib(disk) + free_kib, 4), MS_REMOUNT)
-    said = said_by(partial(export, hf, over))
+    said = said_by(partial(export_on, road, hf, over))
     assert_unharmed(hf, over)
     mount(disk, 1 << 20, MS_REMOUNT)
-    export(hf, over)
+    export_on(road, hf, over)
     assert_exported(hf, over)
     return said
 
 
 @pytest.mark.parametrize("free_kib", [0, 8, 64])
-def test_an_export_onto_a_full_disk(tmp_path, over, free_kib, record_property):  # noqa: F811
-    said = in_fork(partial(on_small_disk, tmp_path / "disk", over, free_kib))
+def test_an_export_onto_a_full_disk(tmp_path, over, road, free_kib, record_property):  # noqa: F811
+    said = in_fork(partial(on_small_disk, tmp_path / "disk", over, road, free_kib))
     assert "No space left on device" in said or "GB left, expected" in said
     record_property("count of exports onto a full disk", 1)
 
 
-def with_quota(hf: Path, over: bool) -> str:  # noqa: F811
+def with_quota(hf: Path, over: bool, road: str) -> str:  # noqa: F811
     prepare(hf, over)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    said = said_by(partial(export, hf, over))
+    said = said_by(partial(export_on, road, hf, over))
     assert_unharmed(hf, over)
     return said
 
 
-def test_an_export_whose_files_may_grow_no_further(tmp_path, over):  # noqa: F811
-    assert "File too large" in in_fork(partial(with_quota, tmp_path / "out" / "hf", over))
+def test_an_export_whose_files_may_grow_no_further(tmp_path, over, road):  # noqa: F811
+    assert "File too large" in in_fork(partial(with_quota, tmp_path / "out" / "hf", over, road))
 
 
-def on_read_only_disk(folder: Path, over: bool) -> str:  # noqa: F811
+def on_read_only_disk(folder: Path, over: bool, road: str) -> str:  # noqa: F811
     in_namespace()
     disk = mount(folder, 1 << 20)
     hf = prepare(disk / "hf", over)
     mount(disk, 1 << 20, MS_REMOUNT | MS_RDONLY)
-    said = said_by(partial(export, hf, over))
+    said = said_by(partial(export_on, road, hf, over))
     assert_unharmed(hf, over)
     return said
 
 
-def test_an_export_onto_a_read_only_disk(tmp_path, over):  # noqa: F811
-    assert "is not writable: change its" in in_fork(partial(on_read_only_disk, tmp_path / "disk", over))
+def test_an_export_onto_a_read_only_disk(tmp_path, over, road):  # noqa: F811
+    assert "is not writable: change its" in in_fork(partial(on_read_only_disk, tmp_path / "disk", over, road))
 
 
 def onto_mount(folder: Path) -> str:
@@ -172,55 +195,56 @@ def test_a_mount_point_is_refused_before_anything_is_written(tmp_path):
     assert f"is a mount point, which an export can't replace: pass a folder in it, {tmp_path}/disk/hf" in said
 
 
-def without_permission(hf: Path, over: bool) -> str:  # noqa: F811
+def without_permission(hf: Path, over: bool, road: str) -> str:  # noqa: F811
     in_namespace(mapped=False)
-    return said_by(partial(export, hf, over))
+    return said_by(partial(export_on, road, hf, over))
 
 
-def test_an_export_into_a_folder_that_belongs_to_somebody_else(tmp_path, over):  # noqa: F811
+def test_an_export_into_a_folder_that_belongs_to_somebody_else(tmp_path, over, road):  # noqa: F811
     hf = prepare(tmp_path / "theirs" / "hf", over)
     hf.parent.chmod(0o500)
     try:
-        said = in_fork(partial(without_permission, hf, over))
+        said = in_fork(partial(without_permission, hf, over, road))
     finally:
         hf.parent.chmod(0o700)
     assert said.startswith("PermissionError") and "is not writable: change its" in said
     assert_unharmed(hf, over)
 
 
-def through_link_to_other_disk(folder: Path, over: bool) -> str:  # noqa: F811
+def through_link_to_other_disk(folder: Path, over: bool, road: str) -> str:  # noqa: F811
     in_namespace()
     hf = prepare(mount(folder, 1 << 20) / "hf", over)
     link = folder.with_name("link")
     link.symlink_to(hf)
-    export(link, over)
+    export_on(road, link, over)
     assert link.is_symlink()
     assert_exported(hf, over)
     return "done"
 
 
-def test_an_export_through_a_link_to_another_file_system(tmp_path, over):  # noqa: F811
-    assert in_fork(partial(through_link_to_other_disk, tmp_path / "disk", over)) == "done"
+def test_an_export_through_a_link_to_another_file_system(tmp_path, over, road):  # noqa: F811
+    assert in_fork(partial(through_link_to_other_disk, tmp_path / "disk", over, road)) == "done"
 
 
 # --- several processes -------------------------------------------------------------------------------------------
 
 
-def export_on_rank(hf: Path, over: bool, rank: int, dies: int | None, at: int) -> None:  # noqa: F811
+def export_on_rank(hf: Path, over: bool, port: int, rank: int, dies: int | None, at: int) -> None:  # noqa: F811
     """Export on one of two ranks; rank `dies` kills itself before its change `at` to the file system."""
-    dist.init_process_group("gloo", init_method=f"file://{hf.parents[1]}/store", rank=rank, world_size=2)
-    kill = partial(os.kill, os.getpid(), signal.SIGKILL)
-    if rank == dies:
-        left = iter(range(at))
-        at_each_change(hf, lambda: next(left, None) is None and kill())
-    export(hf, over)
+    work = partial(export, hf, over)
+    on_rank(port, rank, partial(killed_at_change, at, hf, work) if rank == dies else work)
+
+
+def on_ranks(hf: Path, over: bool, dies: int | None, at: int) -> list[dict]:  # noqa: F811
+    store = meeting_place()
+    works = [partial(export_on_rank, hf, over, store.port, rank, dies, at) for rank in (0, 1)]
+    return [child.answer() for child in [Child(work) for work in works]]
 
 
 @pytest.mark.parametrize(("dies", "at"), [(None, 0), (1, 0), (0, 4)])
 def test_ranks_share_one_export_and_end_together(tmp_path, over, dies, at):  # noqa: F811
     hf = prepare(tmp_path / "out" / "hf", over)
-    children = [Child(partial(export_on_rank, hf, over, rank, dies, at)) for rank in (0, 1)]
-    seen = [child.answer() for child in children]
+    seen = on_ranks(hf, over, dies, at)
     if dies is None:
         assert [each.get("error") for each in seen] == [None, None], seen
     else:
@@ -231,27 +255,61 @@ def test_ranks_share_one_export_and_end_together(tmp_path, over, dies, at):  # n
     assert_exported(hf, over)
 
 
+@BY_TWO
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_kill_of_a_rank_at_each_change_ends_both(tmp_path, over, dies, record_property):  # noqa: F811
+    for number in range(100):
+        hf = prepare(tmp_path / str(number) / "hf", over)
+        seen = on_ranks(hf, over, dies, number)
+        if "error" not in seen[dies]:
+            break
+        there = contents(hf)
+        assert seen[dies]["error"] == "killed", seen
+        # All was done but what rank 0 does alone, or it has lost the other.
+        other = seen[1 - dies]
+        assert "\n" not in other["message"] if "error" in other else not dies and there == WHOLE[over], seen
+        assert there in ((OLD if over else None), *([] if dies else [WHOLE[over]]))
+        # A rank that lives removes what it has staged.
+        assert not dies or names(hf.parent) == ({"hf"} if over else set())
+        export(hf, overwrite_after(there))
+        assert_exported(hf, over)
+    assert seen == [{"result": None}] * 2 and number > (2 if dies else 8)
+    assert_exported(hf, over)
+    record_property("count of exports on two ranks of which one is killed, at each change in turn", number)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two models, each with its release."""
+    folder = tmp_path_factory.mktemp("models")
+    assert "error" not in run(partial(make_models, folder))
+    return folder
+
+
 def make_models(folder: Path) -> None:
     for name, layers in (("one", 1), ("two", 2)):
         save_hf_model(folder / f"hf-{name}", num_hidden_layers=layers)
         AutoBridge.import_ckpt(folder / f"hf-{name}", folder / name)
 
 
-def export_model(folder: Path, name: str, hf: Path) -> str:
-    bridge = AutoBridge.from_hf_pretrained(folder / f"hf-{name}")
-    return said_by(partial(bridge.export_ckpt, folder / name, hf, show_progress=False, overwrite=False))
+def export_model(folder: Path, name: str, hf: Path, road: str) -> str:
+    def work() -> None:
+        bridge = AutoBridge.from_hf_pretrained(folder / f"hf-{name}")
+        bridge.export_ckpt(folder / name, hf, show_progress=False, overwrite=False)
+
+    return said_by(partial(ROADS[road], work))
 
 
-def test_two_exports_of_two_models_into_one_folder(tmp_path, record_property):
+def test_two_exports_of_two_models_into_one_folder(models, tmp_path, road, record_property):
     """One is done, and the other says who was first; nothing of the other is in it."""
-    assert "error" not in run(partial(make_models, tmp_path))
     hf = tmp_path / "out" / "hf"
-    seen = [child.answer() for child in [Child(partial(export_model, tmp_path, name, hf)) for name in ("one", "two")]]
+    works = [partial(export_model, models, name, hf, road) for name in ("one", "two")]
+    seen = [child.answer() for child in [Child(work) for work in works]]
     said = dict(zip(("one", "two"), (each["result"] for each in seen), strict=True))
     (done,) = (name for name, message in said.items() if not message)
     (refused,) = filter(None, said.values())
     assert refused.startswith("FileExistsError: ") and ("another process" in refused or "exists, expected" in refused)
-    source = load_file(tmp_path / f"hf-{done}" / "model.safetensors")
+    source = load_file(models / f"hf-{done}" / "model.safetensors")
     exported = load_file(hf / "model.safetensors")
     assert exported.keys() == source.keys() and all(exported[name].equal(source[name]) for name in source)
     assert names(hf.parent) == {"hf"}
@@ -263,16 +321,15 @@ def export_in_one(folder: Path, hf: Path) -> None:
     bridge.export_ckpt(folder / "two", hf, show_progress=False, max_shard_size="100KB")
 
 
-def test_an_export_in_two_processes(tmp_path, record_property):
+def test_an_export_in_two_processes(models, tmp_path, record_property):
     """Has the files that one process writes, byte for byte; or none, where one of the two is killed, or both end."""
     record_property("count of exports in two processes", 3)
-    assert "error" not in run(partial(make_models, tmp_path))
     hf = tmp_path / "out" / "hf"
-    arguments = ["export", tmp_path / "two", hf, "--max-shard-size=100KB"]
+    arguments = ["export", models / "two", hf, "--max-shard-size=100KB"]
     for how in ("the second is killed", "the command gets SIGTERM"):
         run_and_end(arguments, tmp_path / how, how)
         assert not names(tmp_path / "out")
     code, said, error = run_in_two(arguments)
     assert code == 0 and said.count("Wrote") == 1 and not error, (said, error)
-    assert "error" not in run(partial(export_in_one, tmp_path, tmp_path / "one-process"))
+    assert "error" not in run(partial(export_in_one, models, tmp_path / "one-process"))
     assert len(contents(hf)) > 4 and contents(hf) == contents(tmp_path / "one-process")

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports that can't be finished, or go through something unusual: an error in one line or a correct result."""
 
-import builtins
 import ctypes
-import json
 import os
 import resource
 import shutil
@@ -11,15 +9,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch.distributed as dist
-from checkpoints import PAYLOAD, TRACKER, AutoBridge, Child, digest, forked, names, run, save_hf_model
-from kills import at_each_change
+from checkpoints import (
+    PAYLOAD,
+    TRACKER,
+    AutoBridge,
+    Child,
+    digest,
+    meeting_place,
+    names,
+    on_rank,
+    on_two_ranks,
+    run,
+    save_hf_model,
+)
+from kills import killed_at_change
+
+from megatron.bridge.training import release_writer
+from megatron.bridge.utils.common_utils import get_rank_safe
 
 
 WHOLE = {"release", TRACKER}
@@ -46,23 +60,8 @@ def over(request):
     return request.param
 
 
-def meeting_place() -> dist.TCPStore:
-    """Return where two ranks meet: no file, which a full disk would not take."""
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-
-
 def import_on_two(source: Path, out: Path) -> None:
-    """Import on two ranks, forks of this process, which is a fork itself; raises what both raise."""
-    store = meeting_place()
-    work = [partial(import_on_rank, source, out, store.port, rank, None, 0) for rank in (0, 1)]
-    seen = []
-    for child, result in [forked(each) for each in work]:
-        with os.fdopen(result, "rb") as pipe:
-            seen.append(json.loads(pipe.read()))
-        os.waitpid(child, 0)
-    assert seen[0] == seen[1]
-    if "error" in seen[0]:
-        raise getattr(builtins, seen[0]["error"])(seen[0]["message"])
+    on_two_ranks(partial(AutoBridge.import_ckpt, source, out))
 
 
 ROADS = {
@@ -70,6 +69,20 @@ ROADS = {
     "streaming": AutoBridge.import_ckpt,
     "two processes": import_on_two,
 }
+
+
+# `nox -s two_processes` runs these rows, and `nox -s unit` doesn't.
+BY_TWO = pytest.mark.two_processes
+
+
+def with_two(roads: Iterable[str]) -> list[Any]:
+    """Return the rows of a test, of which a session of its own runs those of two processes."""
+    return [pytest.param(road, marks=BY_TWO) if road == "two processes" else road for road in roads]
+
+
+@pytest.fixture(params=with_two(ROADS))
+def road(request):
+    return request.param
 
 
 def prepare(models: Path, out: Path, over: bool) -> Path:
@@ -188,40 +201,41 @@ def test_a_file_that_may_grow_no_further(models, tmp_path, over, size, road, rec
     record_property("count of imports with a limit to the size of files", 1)
 
 
-def on_read_only_disk(models: Path, folder: Path, over: bool) -> str:
+def on_read_only_disk(models: Path, folder: Path, over: bool, road: str) -> str:
     in_namespace()
     disk = mount(folder, 1 << 20)
     out = prepare(models, disk / "out", over)
     mount(disk, 1 << 20, MS_REMOUNT | MS_RDONLY)
-    said = said_by(partial(AutoBridge.import_ckpt, models / "hf-new", out))
+    said = said_by(partial(ROADS[road], models / "hf-new", out))
     assert_unharmed(models, out, over)
     return said
 
 
-def test_a_read_only_target(models, tmp_path, over, record_property):
+def test_a_read_only_target(models, tmp_path, over, road, record_property):
     record_property("count of imports onto a read-only disk", 1)
-    assert "is not writable: change its" in in_fork(partial(on_read_only_disk, models, tmp_path / "disk", over))
+    said = in_fork(partial(on_read_only_disk, models, tmp_path / "disk", over, road))
+    assert "is not writable: change its" in said
 
 
-def without_permission(models: Path, out: Path) -> str:
+def without_permission(models: Path, out: Path, road: str) -> str:
     in_namespace(mapped=False)
-    return said_by(partial(AutoBridge.import_ckpt, models / "hf-new", out))
+    return said_by(partial(ROADS[road], models / "hf-new", out))
 
 
-def test_a_target_that_belongs_to_somebody_else(models, tmp_path, over, record_property):
+def test_a_target_that_belongs_to_somebody_else(models, tmp_path, over, road, record_property):
     record_property("count of imports into a folder of somebody else", 1)
     out = prepare(models, tmp_path / "out", over)
     out.mkdir(exist_ok=True)
     out.chmod(0o500)
     try:
-        said = in_fork(partial(without_permission, models, out))
+        said = in_fork(partial(without_permission, models, out, road))
     finally:
         out.chmod(0o700)
     assert said.startswith("PermissionError") and "is not writable: change its" in said
     assert_unharmed(models, out, over)
 
 
-def through_link_to_other_disk(models: Path, folder: Path, over: bool) -> str:
+def through_link_to_other_disk(models: Path, folder: Path, over: bool, road: str) -> str:
     in_namespace()
     disk = mount(folder, 1 << 20)
     assert disk.stat().st_dev != models.stat().st_dev
@@ -229,29 +243,77 @@ def through_link_to_other_disk(models: Path, folder: Path, over: bool) -> str:
     (disk / "out").mkdir(exist_ok=True)
     link = folder.with_name("link")
     link.symlink_to(disk / "out")
-    AutoBridge.import_ckpt(models / "hf-new", link)
+    ROADS[road](models / "hf-new", link)
     assert link.is_symlink()
     assert_imported(models, disk / "out")
     assert_imported(models, link)
     return "done"
 
 
-def test_a_symlinked_target_on_another_file_system(models, tmp_path, over, record_property):
+def test_a_symlinked_target_on_another_file_system(models, tmp_path, over, road, record_property):
     record_property("count of imports through a link, onto another file system", 1)
-    assert in_fork(partial(through_link_to_other_disk, models, tmp_path / "disk", over)) == "done"
+    assert in_fork(partial(through_link_to_other_disk, models, tmp_path / "disk", over, road)) == "done"
+
+
+# --- what changes meanwhile --------------------------------------------------------------------------------------
+
+
+def while_written(act: Callable[[Path], None], models: Path, out: Path, road: str) -> str:
+    """Import, and call `act` with the source when the import is planned and before anything is published."""
+    source = Path(shutil.copytree(models / "hf-new", out.with_name("hf")))
+    stage = release_writer.ReleaseWriter.stage
+
+    def staged(writer: release_writer.ReleaseWriter) -> str:
+        payload = stage(writer)
+        if get_rank_safe() == 0:
+            act(source)
+        if dist.is_initialized():
+            dist.barrier()
+        return payload
+
+    release_writer.ReleaseWriter.stage = staged
+    return said_by(partial(ROADS[road], source, out))
+
+
+def save_iteration(out: Path, source: Path) -> None:
+    """Save as a training does."""
+    (out / "iter_0000002").mkdir()
+    (out / TRACKER).write_text("2")
+
+
+def test_a_training_that_saves_meanwhile(models, tmp_path, over, road):
+    out = prepare(models, tmp_path / "out", over)
+    said = in_fork(partial(while_written, partial(save_iteration, out), models, out, road))
+    assert said.startswith("FileExistsError") and "holds training iteration 2" in said
+    assert names(out) == {"iter_0000002", TRACKER} | ({"release"} if over else set())
+    assert (out / TRACKER).read_text() == "2"
+
+
+def cut_short(source: Path) -> None:
+    (file,) = source.glob("*.safetensors")
+    os.truncate(file, file.stat().st_size * 2 // 3)
+
+
+@pytest.mark.parametrize("road", with_two(["streaming", "two processes"]))
+def test_a_source_that_is_cut_short_meanwhile(models, tmp_path, over, road):
+    out = prepare(models, tmp_path / "out", over)
+    said = in_fork(partial(while_written, cut_short, models, out, road))
+    assert said.startswith("ValueError") and "download it again" in said
+    assert_unharmed(models, out, over)
 
 
 # --- several processes -------------------------------------------------------------------------------------------
 
 
-def test_two_imports_into_one_target(models, tmp_path, record_property):
-    """Ten times, two at once: one at least is done, and the other one is done or says who was first."""
-    refused, rounds = 0, 10
+@pytest.mark.parametrize(
+    ("importing", "rounds"), [(AutoBridge.import_ckpt, 10), pytest.param(import_on_two, 4, marks=BY_TWO)]
+)
+def test_two_imports_into_one_target(models, tmp_path, importing, rounds, record_property):
+    """Several times, two at once: one at least is done, and the other one is done or says who was first."""
+    refused = 0
     for number in range(rounds):
         out = tmp_path / str(number)
-        works = [
-            partial(said_by, partial(AutoBridge.import_ckpt, models / f"hf-{name}", out)) for name in ("old", "new")
-        ]
+        works = [partial(said_by, partial(importing, models / f"hf-{name}", out)) for name in ("old", "new")]
         seen = [child.answer() for child in [Child(work) for work in works]]
         said = [each["result"] for each in seen if "error" not in each]
         assert len(said) == 2 and "" in said, seen
@@ -266,13 +328,8 @@ def test_two_imports_into_one_target(models, tmp_path, record_property):
 
 def import_on_rank(source: Path, out: Path, port: int, rank: int, dies: int | None, at: int) -> None:
     """Import on one of two ranks; rank `dies` kills itself before its change `at` to the file system."""
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    kill = partial(os.kill, os.getpid(), signal.SIGKILL)
-    if rank == dies:
-        left = iter(range(at))
-        at_each_change(out, lambda: next(left, None) is None and kill())
-    AutoBridge.import_ckpt(source, out)
+    work = partial(AutoBridge.import_ckpt, source, out)
+    on_rank(port, rank, partial(killed_at_change, at, out, work) if rank == dies else work)
 
 
 def two_ranks(models: Path, out: Path, dies: int | None, at: int) -> tuple[list[dict], float]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command with a model on the hub: killed while it downloads and run again, and what is refused."""
+"""The command with a model on the hub, in and out: killed half-way and run again, and what is refused."""
 
 import subprocess
 import sys
@@ -101,3 +101,41 @@ def test_what_the_hub_does_not_give_is_one_line(made, hub, tmp_path, name):
     code, out, err = finish(hub, "import", *arguments, tmp_path / "out", **variables)
     assert (code, out, err.count("\n")) == (1, "", 1) and err.startswith("Error: ") and line in err, err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.two_processes
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_export_that_is_killed_while_it_uploads_goes_on(made, hub, tmp_path, processes):
+    arguments = ("export", made / "release", tmp_path / "hf", "--push-to-hub=me/tuned", "--private", "--token=secret")
+    arguments = (*arguments, f"--processes={processes}", "--hf-model", made / "hf")
+    hub.stop_after = 1
+    process = start(hub, *arguments)
+    assert hub.silent.wait(300)
+    process.terminate()
+    # The rank that uploads waits for the hub, which lets no handler run.
+    hub.go_on.set()
+    process.communicate(timeout=300)
+    sent, hub.stop_after = list(hub.sent), None
+    assert len(sent) == 1 and not hub.repositories["me/tuned"]["main"]
+    exported = load_files(tmp_path / "hf")
+    code, out, err = finish(hub, *arguments)
+    assert code == 1 and "exists, expected no such path" in err, err
+    code, out, err = finish(hub, *arguments, "--overwrite")
+    assert code == 0 and out.endswith(f"Uploaded it to {hub.url}/me/tuned.\n"), err
+    assert hub.sent.count(sent[0]) == 1 and hub.private == {"me/tuned"}
+    files = hub.repositories["me/tuned"]["main"]
+    assert files.keys() == names(tmp_path / "hf") | {"README.md"}
+    assert {name: files[name] for name in exported} == exported
+    assert exported == load_files(tmp_path / "hf")
+
+
+def load_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.two_processes
+def test_an_export_that_may_not_be_uploaded_stays(made, hub, tmp_path):
+    arguments = ("export", made / "release", tmp_path / "hf", "--push-to-hub=me/tuned", "--token=another")
+    code, out, err = finish(hub, *arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1) and "(--token, HF_TOKEN). The export is whole" in err, err
+    assert load_files(tmp_path / "hf").keys() == load_files(made / "hf").keys()
