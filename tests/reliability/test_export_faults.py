@@ -53,7 +53,6 @@ WHOLE = {False: NEW, True: NEW | {"notes.txt": b"mine"}}
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
 
@@ -86,7 +85,9 @@ def export_on(road: str, hf: Path, over: bool) -> None:  # noqa: F811
 
 
 def prepare(hf: Path, over: bool) -> Path:  # noqa: F811
-    write(hf, OLD) if over else hf.parent.mkdir(parents=True, exist_ok=True)
+    (hf if over else hf.parent).mkdir(parents=True, exist_ok=True)
+    if over:
+        write(hf, OLD)
     return hf
 
 
