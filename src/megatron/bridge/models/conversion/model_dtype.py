@@ -19,7 +19,8 @@ def check_dtype(bridge: Any) -> None:
         ValueError: The model would have another dtype than float32, bfloat16, or float16.
     """
     source = getattr(bridge, "hf_pretrained", None)
-    asked, written = getattr(source, "torch_dtype", None), getattr(getattr(source, "config", source), "torch_dtype", None)
+    config = getattr(source, "config", source)
+    asked, written = getattr(source, "torch_dtype", None), getattr(config, "torch_dtype", None)
     found = asked if isinstance(asked, torch.dtype) else written
     dtype = getattr(torch, found, None) if isinstance(found, str) else found
     if isinstance(dtype, torch.dtype) and dtype not in _DTYPES:
