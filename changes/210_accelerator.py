@@ -66,6 +66,7 @@ and models are built on the CPU.
             "models/conversion/auto_bridge.py",
             [
                 ACCELERATOR,
+                add_import("from contextlib import nullcontext", releases="<0.7.0"),
                 decorate("AutoBridge.import_ckpt", "accelerator.with_process_group"),
                 # A group of one process opens no port, which another process could take.
                 decorate("AutoBridge.export_ckpt", "accelerator.with_process_group"),
