@@ -76,7 +76,7 @@ transformers' model. export_ckpt is strict now; strict=False warns.
                 insert_after(
                     "MegatronModelBridge.stream_weights_megatron_to_hf",
                     assign("conversion_tasks"),
-                    "export_account.check_used(self, unwrapped_model_list, conversion_tasks)",
+                    "export_account.check_used(self, unwrap_model(megatron_model), conversion_tasks)",
                 ),
             ],
         ),

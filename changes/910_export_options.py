@@ -2,7 +2,7 @@
 """An export in another dtype, or in files of another size."""
 
 from fork.change import Change
-from fork.edits import File, add_parameter, call, insert_before
+from fork.edits import File, add_import, add_parameter, call, insert_before
 
 
 DTYPE_DOC = "The dtype of the exported weights. By default they have that of the checkpoint."
@@ -24,6 +24,7 @@ dtype, and a value that it can't hold is an error.
         File(
             "models/conversion/auto_bridge.py",
             [
+                add_import("import torch", releases="<0.4"),
                 add_parameter("AutoBridge.export_ckpt", "dtype: torch.dtype | None = None", doc=DTYPE_DOC),
                 add_parameter("AutoBridge.export_ckpt", "max_shard_size: int | str | None = None", doc=SIZE_DOC),
                 insert_before(

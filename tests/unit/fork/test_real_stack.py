@@ -3,6 +3,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,3 +131,11 @@ def test_wheel_loses_no_file_of_upstreams(patched: zipfile.ZipFile, upstream_whe
     modules = {os.path.normpath(f"megatron/bridge/{module}") for change in stack.load() for module in change.modules}
     assert ours - upstreams == modules
     assert upstreams <= ours
+
+
+def test_no_version_lacks_a_name_that_an_edit_uses(patched: zipfile.ZipFile, tmp_path: Path):
+    """An edit can find its place in a version that has no variable or import of a name which the edit uses."""
+    patched.extractall(tmp_path)
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821", "--output-format=concise"]
+    checked = subprocess.run([*command, tmp_path / "megatron"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
