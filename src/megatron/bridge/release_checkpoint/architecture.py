@@ -92,7 +92,7 @@ def facts(args: Namespace) -> dict[str, Any]:
     # The experts have the size of a dense layer if they have none of their own (TransformerConfig, core 0.19).
     if "moe_ffn_hidden_size" in found and found["moe_ffn_hidden_size"] is None:
         found["moe_ffn_hidden_size"] = found.get("ffn_hidden_size")
-    found |= {name: getattr(args, name) for name in UNSAID if hasattr(args, name)}
+    found |= {name: _or(args, name, default) for name, default in UNSAID.items() if hasattr(args, name)}
     found |= {"add_qkv_bias": True} if found.get("add_bias_linear") else {}
     for name, value in (*_heads(args, latent), *_layers(args, experts)):
         found[name] = value

@@ -22,6 +22,7 @@ SAME = [
     (EXPERTS | {"moe_router_num_groups": None}, EXPERTS | {"moe_router_num_groups": 1, "moe_router_group_topk": 1}),
     (EXPERTS | {"moe_layer_freq": 1, "ffn_hidden_size": 8}, EXPERTS | {"moe_layer_freq": 1, "ffn_hidden_size": 9}),
     (DENSE | {"add_bias_linear": True, "add_qkv_bias": True}, DENSE | {"add_bias_linear": True}),
+    (DENSE | {"mtp_use_repeated_layer": None}, DENSE | {"mtp_use_repeated_layer": False}),
     (DENSE | {"norm_epsilon": 1e-6}, DENSE | {"layernorm_epsilon": 1e-6}),
     (ROPE | {"rotary_percent": None}, ROPE | {"rotary_base": 10000.0, "rotary_percent": 1.0}),
     (ROPE | {"use_rope_scaling": True}, ROPE | {"use_rope_scaling": True, "rope_scaling_factor": 8.0}),
