@@ -9,13 +9,6 @@ from pathlib import Path
 
 import pytest
 from checkpoints import AutoBridge, digest, run, save_hf_model
-from peft import LoraConfig
-from test_adapter import train
-from test_trained_adapter import LoRA, save_adapters
-
-
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("families", "functional")]
-import tiny
 
 
 pytestmark = pytest.mark.two_processes
@@ -45,6 +38,13 @@ ROWS = {
 
 
 def make(folder: Path) -> None:
+    # In a child, for others have scripts of these names, too.
+    sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("families", "functional")]
+    import tiny
+    from peft import LoraConfig
+    from test_adapter import train
+    from test_trained_adapter import LoRA, save_adapters
+
     hf = save_hf_model(folder / "hf")
     train(hf, folder / "adapter", config=LoraConfig, target_modules=["q_proj", "v_proj"], r=4)
     AutoBridge.import_ckpt(hf, folder / "release")
