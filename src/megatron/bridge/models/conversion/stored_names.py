@@ -81,7 +81,7 @@ def _place_of(config: Any) -> Callable[[str], str] | None:
         )
         # If a checkpoint has only one of two tied parameters, transformers takes it for both.
         tied = getattr(model, "all_tied_weights_keys", None) or {}
-        return lambda name: tied.get(renamed(name), renamed(name))
+        return lambda name: tied.get(place := renamed(name), place)
     except Exception as error:  # whatever a model raises on the meta device
         logger.debug("transformers' names of %s are not known: %s", names[0], error)
         return None
