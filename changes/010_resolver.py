@@ -30,10 +30,8 @@ ROOT_TRAIN_STATE = m.Call(
 # What upstream has only since a certain version.
 EXPORT_ADAPTER = WAN = ">=0.4"
 FROM_AUTO_CONFIG = MIMO = ">=0.5"
-SCRIPTS = ">=0.6"
 
 ITERATIONS = "TestAutoBridge.test_load_megatron_model_with_iter_folder"
-LISTING = expression('patch.object(Path, "iterdir")')
 
 change = Change(
     name="resolver",
@@ -180,7 +178,7 @@ A tracker that names a missing folder is an error.
     ],
     later=[
         "Nothing in Bridge writes a release checkpoint yet. The change `release-checkpoints` does.",
-        "scripts/conversion keep their own way to resolve a root until `layout-options`.",
+        "The scripts below scripts/ and examples/ keep their own way to resolve a root until `layout-options`.",
     ],
     tests={"tests/unit/bridge/test_layout.py": "release_checkpoint/"},
     upstream_tests=[
@@ -193,18 +191,8 @@ A tracker that names a missing folder is an error.
                     m.Expr(value=call("mock_iterdir.assert_called_once")),
                     'assert mock_load_megatron_model.call_args.args[0] == "checkpoint_path"',
                 ),
-                # The resolver asks the system about what is listed, which mocks can't answer.
+                # The resolver lists only a folder that is there.
                 add_parameter(ITERATIONS, "tmp_path"),
-                replace_up_to(
-                    ITERATIONS,
-                    assign("mock_iter_folder_1"),
-                    LISTING,
-                    "iterdir = Path.iterdir\n"
-                    "for iteration in (10, 20):\n"
-                    '    (tmp_path / f"iter_{iteration:07d}").mkdir()\n',
-                ),
-                replace(ITERATIONS, LISTING, 'patch.object(Path, "iterdir", autospec=True)'),
-                replace(ITERATIONS, assign("mock_iterdir.return_value"), "mock_iterdir.side_effect = iterdir"),
                 replace(ITERATIONS, expression('"./checkpoint_path"'), "tmp_path"),
                 replace(
                     ITERATIONS,
@@ -213,19 +201,5 @@ A tracker that names a missing folder is an error.
                 ),
             ],
         )
-    ],
-    others=[
-        File(
-            "examples/conversion/hf_to_megatron_generate_text.py",
-            [
-                add_import(IMPORT_RESOLVER, releases=SCRIPTS),
-                replace(
-                    "main",
-                    expression("Path(args.megatron_model_path)"),
-                    "Path(resolve_checkpoint(args.megatron_model_path))",
-                    releases=SCRIPTS,
-                ),
-            ],
-        ),
     ],
 )

@@ -159,6 +159,7 @@ nobody can edit.
         "`iter_0000000`.",
         "If the caller doesn't choose, `MEGATRON_BRIDGE_CHECKPOINT_LAYOUT` (`release` or `iter`) does.",
         "scripts/conversion write a release checkpoint on GPUs, too, and export one on CPUs and GPUs.",
+        "examples/conversion/hf_to_megatron_generate_text.py takes the root of a release checkpoint.",
     ],
     unchanged=[
         "What is written without the option and the variable.",
@@ -229,6 +230,18 @@ nobody can edit.
         ),
     ],
     others=[
+        File(
+            "examples/conversion/hf_to_megatron_generate_text.py",
+            [
+                add_import(f"{LAYOUT} resolve_checkpoint", releases=SCRIPTS),
+                replace(
+                    "main",
+                    expression("Path(args.megatron_model_path)"),
+                    "Path(resolve_checkpoint(args.megatron_model_path))",
+                    releases=SCRIPTS,
+                ),
+            ],
+        ),
         File("scripts/conversion/cpu_backend.py", RESOLVE),
         File(
             "scripts/conversion/gpu_backend.py",

@@ -64,7 +64,7 @@ def is_payload(path: str | os.PathLike) -> bool:
 
 def is_link_to_release(path: str | os.PathLike) -> bool:
     """Return whether a path is a symbolic link to the release beside it."""
-    return os.path.islink(path) and os.readlink(str(path)) == RELEASE
+    return os.path.islink(str(path)) and os.readlink(str(path)) == RELEASE
 
 
 def saved_iterations(root: str | os.PathLike) -> list[int]:
