@@ -8,7 +8,7 @@ Megatron Core casts the weight of a router to the dtype of the model (core 0.19,
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
@@ -47,7 +47,7 @@ def with_float32_routers(
 
     @functools.wraps(block_spec)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> TransformerBlockSubmodules:
-        made = block_spec(*args, **kwargs)
+        made: Any = block_spec(*args, **kwargs)
         for layer in made.layer_specs:
             experts = layer.submodules.mlp
             if getattr(experts, "func", None) is MoELayer:

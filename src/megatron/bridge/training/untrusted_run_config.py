@@ -127,7 +127,7 @@ def _hub_config(target: str) -> Any:
     """
     path, _, method = target.rpartition(".")
     module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
+    found: Any = getattr(sys.modules.get(module), name, None)
     if method != "from_dict" or not _is_hf_config(found):
         return None
     try:

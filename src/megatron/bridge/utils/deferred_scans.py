@@ -54,6 +54,6 @@ def short_scans() -> None:
         importlib.metadata.packages_distributions = every
     if scan := getattr(import_utils, "create_import_structure_from_path", None):
         # It remembers what it read by folder, and is asked by file.
-        import_utils.create_import_structure_from_path = lambda path: scan(
+        import_utils.create_import_structure_from_path = lambda path: scan(  # type: ignore[assignment]
             os.path.dirname(path) if os.path.isfile(path) else os.fspath(path)
         )

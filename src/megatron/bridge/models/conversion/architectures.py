@@ -19,7 +19,7 @@ def check_named(config: Any, path: str | None) -> None:
     if getattr(config, "architectures", None):
         return
     kind = getattr(config, "model_type", None)
-    made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind or "")
     example = f'"architectures": ["{made}"]' if made else "those of the published model"
     raise ValueError(
         f"Model architecture not supported by AutoBridge: config.json of {path} has none. Add {example} to it"

@@ -108,9 +108,9 @@ def _casts(account: Account) -> Iterator[tuple[torch.Tensor, torch.dtype, list[s
         if task.param_weight is None or not all(account.stored[name].dtype.is_floating_point for name in names):
             continue
         # Norms are cast to the dtype of the model after they are loaded.
-        dtype = task.param_weight.dtype
-        if isinstance(task.param_weight, torch.nn.Parameter) and not _is_kept(task):
-            dtype = getattr(task.megatron_module.config, "params_dtype", dtype)
+        dtype, module = task.param_weight.dtype, task.megatron_module
+        if module is not None and isinstance(task.param_weight, torch.nn.Parameter) and not _is_kept(task):
+            dtype = getattr(module.config, "params_dtype", dtype)
         if cast := [name for name in names if account.stored[name].dtype != dtype]:
             yield task.param_weight, dtype, cast
 

@@ -66,7 +66,7 @@ def has_prediction_layers(payload: Payload) -> bool:
 
 def follow_precision(payload: Payload, config: Any) -> dict[str, bool]:
     """Return the fields of a model provider with the precision that keeps every weight, and tell it to the config."""
-    known = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": None}
+    known = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32"}
     shapes = weights.weight_shapes(payload.metadata) if payload.metadata else {}
     # Vectors are stacked by layer. Those of routers are in float32, whatever the model's dtype.
     shapes = {name: found for name, found in shapes.items() if len(found[0]) > 1 and not name.endswith("expert_bias")}
