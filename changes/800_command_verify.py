@@ -9,21 +9,36 @@ change = Change(
     message="""\
 feat(ckpt): add the command megatron-bridge verify
 
-It compares the logits of Megatron-LM, started with the flags that the import
-prints, with those of transformers. The verdict is same, no flags, differs, or
-not proved.
+An error of a conversion shows in the loss curve of a training, or never.
+
+`megatron-bridge verify OUT` starts Megatron-LM's model with the flags that
+the import prints, and compares its logits with those of transformers. The
+verdict is same, no flags, differs, or not proved.
 """,
     why="A user can compare Megatron-LM's logits for a checkpoint with those of transformers.",
     modules=["cli/verify.py", "verify/proof.py"],
-    problem="Whether a conversion was right shows only in the loss curve of a training, or never.",
+    problem=(
+        "After `AutoBridge.import_ckpt(hf_model, out)`, nothing tells whether Megatron-LM computes what transformers "
+        "computes. A mistake in the weights or in a flag shows in the loss curve of `pretrain_gpt.py --load out`, "
+        "hours later or never."
+    ),
     changes=[
-        "`megatron-bridge verify OUT` and `megatron.bridge.verify.proof.verify` compare a release, or a training with its "
-        "export, with the Hugging Face model.",
+        "`megatron-bridge verify OUT` and `megatron.bridge.verify.proof.verify` compare a release checkpoint "
+        "with the Hugging Face model that it was made from, or a trained checkpoint with its export.",
     ],
-    unchanged=["AutoBridge and Bridge's scripts."],
-    tested=["A release of Llama 3 on the CPU; every combination of answers of both models."],
+    unchanged=[
+        "`AutoBridge` and the scripts in scripts/conversion.",
+    ],
+    tested=[
+        "A release checkpoint of Llama 3 on the CPU, and every combination of answers of the two models in unit "
+        "tests.",
+    ],
+    later=[
+        "Imports compare by themselves with `verify-at-import`.",
+    ],
     notes=[
-        "megatron-core before 0.19 has no builder of Megatron-LM's models in its wheel: the verdict is then not proved."
+        "The wheels of megatron-core before 0.19 have no builder for Megatron-LM's models. With these the "
+        'verdict is "not proved".',
     ],
     tests={"tests/unit/bridge/test_command_verify.py": "cli/"},
     stands_on=["command-inspect", "verify-process"],

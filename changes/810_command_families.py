@@ -10,9 +10,11 @@ change = Change(
     message="""\
 feat(ckpt): add the command megatron-bridge families
 
-It lists the architectures that can be converted, with the result for each,
-before anybody downloads a model. The error for another architecture names the
-nearest ones.
+Users learn only after a download whether a model can be converted.
+
+`megatron-bridge families` lists the architectures that can be converted,
+with the result for each. The error for any other architecture names the
+closest ones.
 """,
     why="What can be converted is known before a download.",
     edits=[
@@ -29,13 +31,21 @@ nearest ones.
         )
     ],
     modules=["cli/families.py"],
-    problem="Which models can be converted, and how well, is only known after a download and a try.",
+    problem=(
+        "Users learn only from `AutoBridge.import_ckpt(hf_model, out)`, after a download of many gigabytes, whether "
+        "a model can be converted on their host. The error for an unknown architecture doesn't say which known one "
+        "is close to it."
+    ),
     changes=[
-        "`megatron-bridge families` prints a line for each architecture.",
-        "The error for an architecture without a bridge has the nearest names.",
+        "`megatron-bridge families` prints one line for each architecture.",
+        "The error for an architecture without a bridge names the closest architectures.",
     ],
-    unchanged=["`AutoBridge.list_supported_models()`."],
-    tested=["Every architecture that Bridge registers has a line."],
+    unchanged=[
+        "`AutoBridge.list_supported_models()`.",
+    ],
+    tested=[
+        "A unit test: every architecture that Bridge registers has a line.",
+    ],
     tests={"tests/unit/bridge/test_command_families.py": "cli/"},
     stands_on=["command", "layout-families"],
 )

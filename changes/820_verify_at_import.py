@@ -35,11 +35,12 @@ change = Change(
     message="""\
 feat(ckpt): prove an import whose kind of config was never compared
 
-A family or a value that no comparison has covered was imported on trust.
-Compare a twin of the model during the conversion, and refuse to publish a
-model if Megatron Core computes something else. Configs of the proved kinds,
-which a table lists, are not delayed. `verify=True` proves every import, and
-`verify=False` none.
+A config of a kind that no comparison had covered was imported on trust.
+
+During such an import, compare a small twin of the model with transformers,
+and publish nothing if Megatron Core computes something else. A table lists
+the kinds of configs that are proved already: their imports take no longer.
+`verify=True` compares at every import, `verify=False` at none.
 """,
     why="An import is proved by a comparison of logits, its own or that of a model of the same kind.",
     edits=[
@@ -72,15 +73,20 @@ which a table lists, are not delayed. `verify=True` proves every import, and
     ],
     modules=["verify/at_import.py", "verify/beside.py", "verify/proved.py"],
     problem=(
-        "If the family or the kind of config was never compared, `AutoBridge.import_ckpt` may write a different "
-        "model and end without an error."
+        "Bridge converts any config of a family that it knows, including values that nobody has compared with "
+        "transformers. If Megatron Core computes something else for such a value, `AutoBridge.import_ckpt(hf_model, "
+        "out)` writes a different model and reports success."
     ),
     changes=[
-        "`import_ckpt` takes `verify`. By default it compares a twin where no comparison has covered the config, and "
-        "refuses a model that differs.",
+        "`import_ckpt` takes `verify`. By default it compares a twin of the model if no comparison has covered "
+        "its kind of config, and refuses to publish a model that differs.",
     ],
-    unchanged=["Imports of the proved configs take no longer. A process more runs in no other import."],
-    tested=["Every verdict with stand-ins, and twins of real families on the CPU."],
+    unchanged=[
+        "The duration of an import whose kind of config is proved already: it starts no further process.",
+    ],
+    tested=[
+        "Every verdict, with stand-ins for the models, and twins of real families on the CPU.",
+    ],
     tests={"tests/unit/bridge/test_verify_at_import.py": "verify/"},
     limit=600,
     limit_reason="proved.py is a table of 14 families, and means nothing without what asks it.",

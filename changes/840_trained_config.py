@@ -44,18 +44,26 @@ the config can say, and refuse what it can't.
     limit=600,
     limit_reason="one module, and a test of each value that a config can say or can't",
     problem=(
-        "`AutoBridge.export_ckpt` of a checkpoint that Megatron-LM trained with `--rotary-base 20000` writes the "
-        "`rope_theta` of the imported model, without a warning."
+        "`AutoBridge.export_ckpt` writes the config of the model that was imported. If Megatron-LM trained with "
+        "`--rotary-base 20000`, for example, config.json has the old `rope_theta`: transformers then computes "
+        "something else than what was trained, and no warning says so."
     ),
     changes=[
-        "`export_ckpt` writes RoPE base and scaling, norm epsilon, tying, sizes and the rows of the vocabulary from the args "
-        "of the checkpoint, and names each key that it changes. A larger context length is taken, a smaller one isn't.",
-        "What config.json can't say is an error before a weight is read, and so are args of other weights.",
+        "`export_ckpt` takes RoPE base and scaling, norm epsilon, tied embeddings, sizes, and the rows of the "
+        "vocabulary from the args of the checkpoint, and names each key that it changes. It takes a larger "
+        "context length, but not a smaller one.",
+        "If config.json can't say what was trained, or the args don't fit the weights, `export_ckpt` refuses "
+        "before it reads a weight.",
         "The weights of an export have the dtype in which they are stored.",
-        "Rows of the vocabulary are left out only if a tokenizer says that they are padding.",
+        "Rows of the vocabulary are left out only if a tokenizer shows that they are padding.",
     ],
-    unchanged=["The export of a checkpoint whose args are those of its config."],
-    tested=["Megatron-LM trains with changed values; transformers' logits of the export equal Megatron-LM's."],
+    unchanged=[
+        "The export of a checkpoint whose args agree with its config.",
+    ],
+    tested=[
+        "Megatron-LM trains with changed values on the CPU. The logits of the exports in transformers equal "
+        "Megatron-LM's.",
+    ],
     stands_on=["trained-keys", "trained-checkpoints", "config-check", "payload-facts", "source-config"],
     upstream_tests=[
         File(

@@ -39,12 +39,13 @@ change = Change(
     message="""\
 fix(ckpt)!: account for every tensor of an export
 
-A checkpoint that didn't fit the config ended in PyTorch's
-CheckpointException, or lost what the model had no place for. GPT-OSS that
-was imported from MXFP4 came back without its experts.
+An export of a checkpoint that didn't fit the config ended in PyTorch's
+CheckpointException, or lost the tensors that the model had no place for.
+GPT-OSS that was imported from MXFP4 came back without its experts.
 
-Compare the model with the checkpoint, and what is written with
-transformers' model. export_ckpt is strict now; strict=False warns.
+Compare the model with the checkpoint, and what is written with what
+transformers' model has. `export_ckpt` is strict by default now; with
+`strict=False` it warns.
 """,
     why="Every tensor that the Hugging Face model has is in the export, none is besides, or it is refused.",
     edits=[
@@ -93,13 +94,22 @@ transformers' model. export_ckpt is strict now; strict=False warns.
         ),
     ],
     modules=["models/conversion/export_account.py"],
-    problem="`export_ckpt` onto a config with more layers ends in 83 lines of a traceback.",
+    problem=(
+        "`bridge.export_ckpt(checkpoint, hf_out)` ends in a traceback of 83 lines if the config has more layers than "
+        "the checkpoint. If it has fewer, the tensors without a place are dropped and the export reports success."
+    ),
     changes=[
-        "`export_ckpt` refuses tensors without a place, and an export that lacks one, unless `strict=False`.",
-        "What the source doesn't name, and the trained config has, is exported: a head of its own, biases, more experts.",
+        "Unless `strict=False`, `export_ckpt` refuses a checkpoint with tensors that the model has no place for, "
+        "and an export that would lack tensors of the Hugging Face model.",
+        "Tensors that the source doesn't have but the trained config does are exported: an output head of its "
+        "own, biases, more experts.",
     ],
-    unchanged=["Exports of what fits."],
-    tested=["Every family that converts on a CPU has in its export what transformers saves."],
+    unchanged=[
+        "Exports of checkpoints that fit their config.",
+    ],
+    tested=[
+        "For every family that converts on a CPU, the export has the tensors that transformers saves.",
+    ],
     limit=600,
     limit_reason="one module, and a test of each tensor that it refuses",
     stands_on=["trained-config", "accounting", "transformer-engine-keys", "export-staging"],

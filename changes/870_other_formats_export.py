@@ -10,8 +10,11 @@ change = Change(
     message="""\
 feat(ckpt): export checkpoints of --ckpt-format torch and torch_dcp
 
-Put the files of all ranks together, tensor by tensor, and load them into the
-model of one rank. No pickle of them is run. Refuse fsdp_dtensor by name.
+An export could read the format torch_dist only.
+
+Put the files of all ranks together, tensor by tensor, and load them into a
+model on one rank. No pickle of the checkpoint is run. The format
+fsdp_dtensor is refused by name.
 """,
     why="Checkpoints of torch and torch_dcp are exported like those of torch_dist.",
     edits=[
@@ -31,15 +34,24 @@ model of one rank. No pickle of them is run. Refuse fsdp_dtensor by name.
     modules=["models/conversion/streaming/other_formats.py"],
     stands_on=["payload-facts", "checkpoint-tensors", "trained-checkpoints", "untrusted-checkpoints"],
     problem=(
-        "`export_ckpt` reads torch_dist only. What Megatron-LM's tools/checkpoint and older trainings have left has a file for "
-        "each rank (`mp_rank_00_000/model_optim_rng.pt`), and what FSDP2 trains is torch_dcp."
+        "`bridge.export_ckpt(checkpoint, hf_out)` reads the format torch_dist only. Older trainings and "
+        "Megatron-LM's tools/checkpoint write `--ckpt-format torch`, with a file for each rank "
+        "(`mp_rank_00_000/model_optim_rng.pt`), and trainings with FSDP2 write torch_dcp. Neither can be exported."
     ),
     changes=[
-        "`export_ckpt` and `load_megatron_model` take `--ckpt-format torch`, split by tensor, pipeline, interleaved and "
-        "expert parallelism, and torch_dcp, in one process.",
-        "Copies of a tensor in several files must be equal. fsdp_dtensor is refused by name.",
+        "`export_ckpt` and `load_megatron_model` read `--ckpt-format torch`, split by tensor, pipeline (also "
+        "interleaved), and expert parallelism, and torch_dcp. Both run in one process.",
+        "Copies of a tensor in several files must be equal. Checkpoints in the format fsdp_dtensor are refused "
+        "by name.",
     ],
-    unchanged=["How torch_dist is read."],
-    tested=["Tiny models that Megatron-LM has split and saved come back bit for bit."],
+    unchanged=[
+        "How checkpoints in the format torch_dist are read.",
+    ],
+    tested=[
+        "Tiny models that Megatron-LM split and saved come back bit for bit.",
+    ],
+    later=[
+        "The format fsdp_dtensor.",
+    ],
     tests={"tests/unit/bridge/test_streaming_formats.py": "models/"},
 )

@@ -17,8 +17,10 @@ change = Change(
     message="""\
 perf(ckpt): load a model without reading its weights
 
-`load_megatron_model(streaming=True)` makes the model on the meta device, and
-lets its own sharded state dict say which bytes of the checkpoint make which
+To load a model, `load_megatron_model` reads all of its weights.
+
+With `streaming=True` it makes the model on the meta device. The model's own
+sharded state dict says which bytes of the checkpoint make up each
 parameter.
 """,
     why="A model can be loaded without memory for its weights.",
@@ -54,12 +56,20 @@ parameter.
     ],
     modules=["models/conversion/streaming/load.py"],
     problem=(
-        "To export a checkpoint in blocks, a bridge needs a model whose parameters say where their values are. Loading one "
-        "reads all of them."
+        "To export a checkpoint in blocks, a bridge needs a model whose parameters know where their values lie in "
+        "the checkpoint. `AutoBridge.load_megatron_model(checkpoint)` reads all of the values instead, which takes "
+        "the memory of the whole model."
     ),
     unchanged=["`load_megatron_model` without `streaming=True`."],
-    changes=["`load_megatron_model(streaming=True)` returns a model whose parameters are read when they are used."],
-    tested=["Such a model has the values of a model that is loaded as before."],
+    changes=[
+        "`load_megatron_model(streaming=True)` returns a model whose parameters are read when they are used.",
+    ],
+    tested=[
+        "The parameters of such a model equal those of a model that is loaded without `streaming=True`.",
+    ],
+    later=[
+        "`streaming-export` exports such a model.",
+    ],
     upstream_tests=[
         File(
             "tests/unit_tests/training/test_model_load_save.py",

@@ -36,11 +36,11 @@ change = Change(
     message="""\
 perf(ckpt): export checkpoints tensor by tensor
 
-`AutoBridge.export_ckpt` held the whole model in memory, more than once. It now
-plans the export on the meta device and writes the safetensors files block by
-block. The files are the same, whatever the family.
+`AutoBridge.export_ckpt` held the whole model in memory, more than once.
 
-Ranks divide the files. `streaming=False` exports in memory.
+Plan the export on the meta device, and write the safetensors files block by
+block. The files are the same for every family. Several ranks divide the
+files among them. `streaming=False` exports in memory.
 """,
     why="export_ckpt needs the memory of a block, not of a model, and goes at the speed of the disk.",
     edits=[
@@ -112,17 +112,20 @@ if streaming:
     ],
     modules=["models/conversion/streaming/export.py"],
     problem=(
-        "`AutoBridge.export_ckpt` takes 5 GB of memory for a model of 1B, and 11 GB for one of 3B. A host that has imported a "
-        "model of 8B in less than 1 GB can't export what was trained of it."
+        "`AutoBridge.export_ckpt` needs 5 GB of memory for a model of 1B, and 11 GB for one of 3B. A host that "
+        "imports a model of 8B in less than 1 GB can't export what was trained from it."
     ),
-    unchanged=["The bytes of every safetensors file.", "Exports of models whose parts several ranks hold."],
+    unchanged=[
+        "The bytes of every safetensors file.",
+        "Exports of a model that is split over several ranks.",
+    ],
     changes=[
-        "`AutoBridge.export_ckpt(streaming=True)`, the default, makes the model on the meta device and reads, converts and "
-        "writes tensor by tensor; `streaming=False` goes through memory as before.",
+        "`AutoBridge.export_ckpt` takes `streaming`. By default it makes the model on the meta device, and "
+        "reads, converts, and writes tensor by tensor. `streaming=False` exports in memory as before.",
         "A checkpoint that can't be streamed is exported in memory, and a warning says why.",
     ],
     tested=[
-        "The files are those of an export in memory, byte for byte, for every family, with Bridge 0.3.1 to 0.6.2."
+        "For every family, the files equal those of an export in memory byte for byte, with Bridge 0.3.1 to 0.6.2.",
     ],
     upstream_tests=[
         File(

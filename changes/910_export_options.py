@@ -15,9 +15,11 @@ change = Change(
     message="""\
 feat(ckpt): export in another dtype, or in files of another size
 
-`export_ckpt` takes `dtype` and `max_shard_size`. The weights are written
-anew, block by block, before the export gets its name. config.json says the
-dtype, and a value that it can't hold is an error.
+An export had the dtype of the checkpoint and the files of the source.
+
+`export_ckpt` takes `dtype` and `max_shard_size`. It rewrites the weights
+block by block before the export gets its name, and states the dtype in
+config.json. A value that the dtype can't hold is an error.
 """,
     why="export_ckpt takes a dtype and the largest size of a file.",
     edits=[
@@ -39,9 +41,19 @@ dtype, and a value that it can't hold is an error.
     ],
     modules=["models/conversion/streaming/rewrite.py"],
     stands_on=["safetensors-files", "export-staging", "source-config", "casts"],
-    problem="`AutoBridge.export_ckpt` writes the dtype of the checkpoint, in files as the source has them.",
-    changes=["`AutoBridge.export_ckpt` takes `dtype` and `max_shard_size`."],
-    unchanged=["Exports without them."],
-    tested=["Unit tests; a tiny Llama is exported in float32 and in files of 100 kB, and transformers loads it."],
+    problem=(
+        "`bridge.export_ckpt(checkpoint, hf_out)` always writes the dtype of the checkpoint, in files like those of "
+        "the source. To get bfloat16 from a checkpoint in float32, or files below the size limit of a host, users "
+        "have to load the export with transformers and save it again, in the memory of the whole model."
+    ),
+    changes=[
+        "`AutoBridge.export_ckpt` takes `dtype` and `max_shard_size`.",
+    ],
+    unchanged=[
+        "Exports without these arguments.",
+    ],
+    tested=[
+        "Unit tests. A tiny Llama is exported in float32 and in files of 100 kB, and transformers loads it.",
+    ],
     tests={"tests/unit/bridge/test_streaming_rewrite.py": "models/"},
 )

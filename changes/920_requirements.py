@@ -27,18 +27,19 @@ def needed(release: str) -> list[str]:
 
 change = Change(
     name="requirements",
-    message="""build!: move what only NVIDIA GPUs need to the extra cuda
+    message="""\
+build!: move packages that need an NVIDIA GPU to the extra cuda
 
 `pip install megatron-bridge` fails on a host without CUDA: fast-hadamard-transform has no wheel, and its sdist needs
 torch and nvcc at build time. flashinfer and flash-linear-attention install there but are of no use. The extra dev of
-megatron-core brings the same packages along.
+megatron-core requires the same packages.
 
 nvidia-resiliency-ext has wheels for glibc 2.39 and later since 0.5. On an older host pip takes 0.4.1, which has no
-`__version__`, and megatron-core 0.19 reads that at import: `import megatron.bridge` stops with AttributeError.
+`__version__`. megatron-core 0.19 reads that at import, so `import megatron.bridge` stops with an AttributeError.
 
 All of these are now in the extra cuda, together with megatron-core[dev]: `pip install megatron-bridge[cuda]` installs
 what `pip install megatron-bridge` did. The base names the packages of megatron-core[dev] that Bridge imports on any
-host. pretrain needs nvidia-resiliency-ext for an annotation only, and goes without where it isn't installed.
+host. pretrain needs nvidia-resiliency-ext for an annotation only, and works without it.
 """,
     why="The wheel installs with plain pip on hosts without an NVIDIA GPU; the extra cuda has what the base had.",
     edits=[
@@ -87,18 +88,20 @@ host. pretrain needs nvidia-resiliency-ext for an annotation only, and goes with
             releases=f">={NEXT}",
         ),
     ],
-    problem="""\
-`pip install megatron-bridge` fails on a host without CUDA: fast-hadamard-transform has no wheel, and its sdist needs torch
-and nvcc at build time. Even where it installs, `import megatron.bridge` can stop with an AttributeError, because pip takes an
-old nvidia-resiliency-ext on glibc before 2.39.
-""",
+    problem=(
+        "`pip install megatron-bridge` fails on a host without CUDA: fast-hadamard-transform has no wheel, and its "
+        "sdist needs torch and nvcc at build time. Even where it installs, `import megatron.bridge` can stop with an "
+        "AttributeError, because pip takes an old nvidia-resiliency-ext on hosts with a glibc before 2.39."
+    ),
     unchanged=["`pip install megatron-bridge[cuda]` installs what `pip install megatron-bridge` did."],
     changes=[
-        "What only NVIDIA GPUs need, and `megatron-core[dev]`, moves from the base to the extra `cuda`.",
+        "Packages that need an NVIDIA GPU, and `megatron-core[dev]`, are now in the optional extra `cuda`.",
         "The base names the packages of `megatron-core[dev]` that Bridge imports on any host.",
-        "`training/pretrain.py` goes without nvidia-resiliency-ext, which it needs for an annotation only.",
+        "`training/pretrain.py` works without nvidia-resiliency-ext, which it needs for an annotation only.",
     ],
-    tested=["Wheels of 0.3.1, 0.4.2, 0.5.1 and 0.6.2 with this change install with plain pip on a host without CUDA."],
+    tested=[
+        "With this change, wheels of 0.3.1, 0.4.2, 0.5.1, and 0.6.2 install with plain pip on a host without CUDA.",
+    ],
     notes=[
         LOCK,
         "The containers and `uv sync` of the CI have to name the extra `cuda`.",

@@ -10,10 +10,11 @@ change = Change(
     message="""\
 feat(model): import weights in pytorch_model.bin
 
-A model without safetensors was refused. Its files are now read with
-torch.load's weights_only, which runs no code of theirs, and where the values
-lie is read from the file, so that an import streams. An export writes
-safetensors.
+A model without safetensors files was refused.
+
+Read its files with the `weights_only` of `torch.load`, which runs none of
+their code. The place of each value is read from the file, so that such an
+import streams, too. An export writes safetensors.
 """,
     why="A Hugging Face model that has only pytorch_model*.bin is imported, and no code of its files runs.",
     edits=[
@@ -30,15 +31,22 @@ safetensors.
         ),
     ],
     modules=["models/hf_pretrained/weight_source.py"],
-    problem="`AutoBridge.import_ckpt` of a model that has only `pytorch_model.bin` finds no weights.",
+    problem=(
+        "`AutoBridge.import_ckpt(hf_model, out)` finds no weights if the model has only `pytorch_model.bin`. Users "
+        "have to load the model with transformers and save it as safetensors first, in the memory of the whole "
+        "model."
+    ),
     changes=[
-        "`import_ckpt` reads `pytorch_model.bin`, or the files of its index, where a model has no safetensors. A file "
-        "that names what could run code is refused.",
+        "`import_ckpt` reads `pytorch_model.bin`, or the files of its index, if a model has no safetensors. It "
+        "refuses a file whose pickle names anything that could run code.",
         "An export of such a model writes safetensors.",
-        "Of a model on the hub, `revision`, `token`, and `cache_dir` hold for the weights, too.",
+        "`revision`, `token`, and `cache_dir` also apply to the weights of a model on the hub.",
     ],
     unchanged=["Models that have safetensors, with or without other files."],
-    tested=["Every tensor of a release is that of the same model in safetensors, in one file and in several."],
+    tested=[
+        "Every tensor of a release checkpoint equals that of the same model in safetensors, in one file and in "
+        "several.",
+    ],
     tests={
         "tests/unit/bridge/test_torch_files.py": "models/",
         "tests/unit/bridge/test_weight_source.py": "models/hf_pretrained/",

@@ -15,10 +15,11 @@ change = Change(
     message="""\
 feat(ckpt): merge a PEFT adapter at import
 
-Whoever fine-tunes further what was trained with LoRA had to merge the adapter
-first, in the memory of the whole model, and to store the result. import_ckpt
-now takes the adapter beside its base and merges each tensor while it is read,
-by PEFT's own code.
+To go on training a model that was tuned with LoRA, users had to merge the
+adapter first, in the memory of the whole model, and to store the result.
+
+`import_ckpt` takes the adapter beside its base, and merges each tensor
+while it is read, with PEFT's own code.
 """,
     why="An adapter and its base are imported as the model that PEFT merges of them.",
     edits=[
@@ -42,11 +43,18 @@ by PEFT's own code.
         ),
     ],
     modules=["models/conversion/adapter.py"],
-    problem="`AutoBridge.import_ckpt` of a model with a LoRA adapter needs a merged copy of the model on disk.",
-    changes=["`import_ckpt(adapter=…)` merges an adapter into the model that is imported."],
+    problem=(
+        "`AutoBridge.import_ckpt(hf_model, out)` takes no adapter. To import a model that was tuned with LoRA, users "
+        "have to merge the adapter with PEFT first, which takes the memory of the whole model and a second copy of "
+        "it on disk."
+    ),
+    changes=[
+        "`import_ckpt(adapter=…)` merges a PEFT adapter into the model that it imports.",
+    ],
     unchanged=["Imports without an adapter."],
     tested=[
-        "Every tensor is that of PEFT's `merge_and_unload`: LoRA, rsLoRA, DoRA, patterns of ranks, whole modules."
+        "Every tensor equals that of PEFT's `merge_and_unload`, for LoRA, rsLoRA, DoRA, rank patterns, and "
+        "modules that are saved whole.",
     ],
     tests={"tests/unit/bridge/test_adapter.py": "models/"},
     stands_on=["torch-files", "verify-at-import"],

@@ -101,28 +101,31 @@ models, which record what a commit of their own did, in the documentation of
 0.4.2, and in unit tests.
 """,
     why="Pages, examples, skills and launch scripts name an imported checkpoint by its root or by `release`.",
-    problem="""\
-An import writes `release/`, and the pages and scripts still name `iter_0000000`. A reader who copies such a command gets a
-warning, and a script that tests for that folder stops. `git grep -c iter_0000000 -- docs examples scripts skills tutorials`
-lists them.
-""",
-    unchanged=["Paths of a checkpoint at `iter_0000000` that somebody has are read as before."],
+    problem=(
+        "An import writes `release/`, but pages and scripts still name `iter_0000000`. A reader who copies such a "
+        "command gets a warning, and a script that tests for that folder stops. `git grep -c iter_0000000 -- docs "
+        "examples scripts skills tutorials` lists the places."
+    ),
+    unchanged=[
+        "Existing checkpoints at `iter_0000000` are read as before.",
+    ],
     changes=[
-        "Examples, launch scripts, skills and pages name an imported checkpoint by its root, or `release` where they look "
-        "for the payload.",
+        "Examples, launch scripts, skills, and pages name an imported checkpoint by its root, or `release` where "
+        "they look for the payload.",
     ],
     tested=[
-        "`bash -n` takes every script that is changed, `py_compile` every module.",
-        "A unit test holds the pages and scripts to it; the unit tests of the conversion launcher, the pages and the skills "
-        "pass, 168 before and 169 after.",
+        "`bash -n` accepts every changed script, and `py_compile` every changed module.",
+        "A new unit test checks the pages and scripts. The unit tests of the conversion launcher, the pages, and "
+        "the skills pass: 168 before, 169 after.",
     ],
     notes=[
-        "Every line but four differs in the one word, or loses it: `git show --word-diff`.",
-        "`git grep -c iter_0000000 -- docs examples scripts skills tutorials | awk -F: '{n += $2} END {print n, NR}'` prints 265 "
-        "lines in 102 files on main, and 172 in 31 after this commit: 149 in 20 cards of verified models, which record what a "
-        "commit of their own did, 19 in 8 files of the converters that write it still, 2 in the documentation of 0.4.2, 2 in "
-        "the guide, which says how to get that layout. Of the 10 lines in tests `release-checkpoints` "
-        "edits one; 9 name a folder of the test's own.",
+        "All but four of the changed lines change or lose just this word: see `git show --word-diff`.",
+        "`git grep -c iter_0000000 -- docs examples scripts skills tutorials | awk -F: '{n += $2} END {print n, "
+        "NR}'` counts 265 lines in 102 files on main, and 172 lines in 31 files after this commit. Of these, 149 "
+        "are in 20 cards of verified models, which record what one commit did, 19 in 8 files of converters that "
+        "still write this folder, 2 in the documentation of 0.4.2, and 2 in the guide, which says how to get "
+        "that layout. Of the 10 lines in tests, `release-checkpoints` edits one; the other 9 name a folder of "
+        "the test's own.",
     ],
     stands_on=["release-checkpoints"],
     tests={"changes/tests/test_import_paths.py": "doc_consistency/"},

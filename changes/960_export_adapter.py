@@ -10,9 +10,11 @@ change = Change(
     message="""\
 feat(ckpt): export what was trained with LoRA
 
-A checkpoint of adapters was refused at export, since it has no base weights.
-export_ckpt now exports their base with the adapters merged, tensor by
-tensor, and export_adapter writes them as an adapter that PEFT loads, without
+A checkpoint of a LoRA training has no base weights, and was refused at
+export.
+
+`export_ckpt` exports the base with the adapters merged, tensor by tensor.
+`export_adapter` writes the adapters in the form that PEFT loads, without
 the weights of the base.
 """,
     why="A training with LoRA is exported as a merged model, or as an adapter.",
@@ -31,15 +33,19 @@ the weights of the base.
         ),
     ],
     modules=["models/conversion/trained_adapter.py"],
-    problem="`AutoBridge.export_ckpt` of a training with LoRA fails, for the checkpoint lacks every weight of the model.",
+    problem=(
+        "`bridge.export_ckpt(checkpoint, hf_out)` fails for a checkpoint that was trained with LoRA: it holds the "
+        "adapters alone, and the export looks for the weights of the whole model."
+    ),
     changes=[
-        "`export_ckpt` of a checkpoint with adapters alone exports the model that they were trained on, merged.",
-        "`export_adapter` exports them as an adapter of PEFT.",
+        "`export_ckpt` of a checkpoint of adapters exports the model that they were trained on, with the "
+        "adapters merged.",
+        "`export_adapter` exports the adapters in PEFT's form.",
     ],
     unchanged=["Exports of other checkpoints.", "`AutoBridge.export_adapter_ckpt`."],
     tested=[
-        "Adapters of a training on the CPU: PEFT loads and merges them to the bits of the merged export, which is what "
-        "Bridge's own merge in memory gives."
+        "Adapters that were trained on the CPU. What PEFT merges from the exported adapter equals the merged "
+        "export bit for bit, and so does Bridge's own merge in memory.",
     ],
     stands_on=["import-adapter", "accelerator"],
     tests={"tests/unit/bridge/test_trained_adapter.py": "models/"},

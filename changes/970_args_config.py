@@ -29,10 +29,12 @@ change = Change(
     message="""\
 feat(ckpt): export a checkpoint by its args alone
 
-A checkpoint that Megatron-LM has trained from scratch names no Hugging Face
-model, and could be exported only by somebody who made a config.json for it.
-AutoBridge.from_megatron_args makes it of the args, if they are those of a
-Llama, Mistral, Qwen 2, Qwen 3, Qwen 3 MoE, Nemotron, GLM-4.5 or DeepSeek-V3.
+A checkpoint that Megatron-LM trained from scratch names no Hugging Face
+model. To export it, somebody had to write its config.json by hand.
+
+`AutoBridge.from_megatron_args` makes the config from the args of the
+checkpoint, if they describe a Llama, Mistral, Qwen 2, Qwen 3, Qwen 3 MoE,
+Nemotron, GLM-4.5, or DeepSeek-V3.
 """,
     why="A checkpoint from scratch is exported without a Hugging Face model.",
     edits=[
@@ -42,10 +44,24 @@ Llama, Mistral, Qwen 2, Qwen 3, Qwen 3 MoE, Nemotron, GLM-4.5 or DeepSeek-V3.
         ),
     ],
     modules=["models/conversion/args_config.py"],
-    problem="A model that Megatron-LM has trained from scratch has no Hugging Face model that `export_ckpt` could take.",
-    changes=["`AutoBridge.from_megatron_args(checkpoint)` makes the config of the checkpoint's args."],
-    unchanged=["Exports with a Hugging Face model."],
-    tested=["Megatron-LM saves models of each family; transformers' logits of their exports equal Megatron-LM's."],
+    problem=(
+        "A model that Megatron-LM trained from scratch has no Hugging Face model that "
+        "`AutoBridge.from_hf_pretrained(...)` could take, so `export_ckpt` can't be called. Users have to write a "
+        "config.json by hand, and a mistake in it makes a different model."
+    ),
+    changes=[
+        "`AutoBridge.from_megatron_args(checkpoint)` makes the config from the args of the checkpoint. "
+        "`export_ckpt` of this bridge then exports it.",
+    ],
+    unchanged=[
+        "Exports with a Hugging Face model.",
+    ],
+    tested=[
+        "Megatron-LM saves a model of each family. The logits of the exports in transformers equal Megatron-LM's.",
+    ],
+    later=[
+        "Other architectures. Their args are refused by name.",
+    ],
     stands_on=["trained-config", "export-account"],
     tests={"tests/unit/bridge/test_args_config.py": "models/conversion/test_args_config.py"},
 )
