@@ -10,8 +10,10 @@ change = Change(
 feat(model): check the files of a Hugging Face checkpoint
 
 A missing or short shard, or an index that names a missing file, was found
-late. Read the index and the headers, and name the file that is wrong. Refuse
-two sets of weights in one folder, of which transformers would use another.
+late.
+
+Read the index and the headers, and name the file that is wrong. Refuse two
+sets of weights in one folder, of which transformers would use another.
 """,
     why="The files of a Hugging Face checkpoint can be checked without reading a weight.",
     modules=["models/conversion/hf_files.py"],

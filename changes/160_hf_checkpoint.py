@@ -30,8 +30,10 @@ fix(ckpt): refuse a damaged Hugging Face checkpoint before converting it
 
 A missing or short shard, a tensor that doesn't fit the config, or a tokenizer
 larger than the embedding was found late, or not at all: transformers fills a
-missing tensor with random values. Read headers and configs first, and name
-what is wrong. Warn about weights with NaN or infinity.
+missing tensor with random values.
+
+Read headers and configs first, and name what is wrong. Warn about weights
+with NaN or infinity.
 """,
     why="import_ckpt refuses a damaged Hugging Face checkpoint before it converts, and warns of NaN in its weights.",
     edits=[

@@ -10,8 +10,10 @@ change = Change(
 fix(ckpt): recognize checkpoints of wrapped models
 
 A PEFT adapter, or a model that torch.compile wrapped, was called incomplete,
-with the advice to download the whole checkpoint. Recognize them by the names
-of their tensors and by adapter_config.json, and say what to do.
+with the advice to download the whole checkpoint.
+
+Recognize them by the names of their tensors and by adapter_config.json, and
+say what to do.
 """,
     why="A checkpoint of a wrapped model is refused as what it is, with what to do.",
     modules=["models/conversion/wrapped.py"],

@@ -28,8 +28,10 @@ change = Change(
 fix(peft): import Bridge without Transformer Engine
 
 `import megatron.bridge` failed where Transformer Engine is not installed,
-because the LoRA layers import it at module level. Adapters of Megatron
-Core's own linear layers don't need it.
+because the LoRA layers import it at module level.
+
+Import it only where it is installed. Adapters of Megatron Core's own linear
+layers don't need it.
 """,
     why="Bridge can be imported without Transformer Engine, and LoRA wraps Megatron Core's own linear layers.",
     edits=[

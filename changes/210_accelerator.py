@@ -25,8 +25,10 @@ change = Change(
 fix(model): start process groups and build models without an accelerator
 
 Bridge started NCCL, set a CUDA device, and read CUDA's random state whatever
-the host has. Where there is no accelerator, process groups start on gloo,
-and models are built on the CPU.
+the host has.
+
+Where there is no accelerator, process groups start on gloo, and models are
+built on the CPU.
 """,
     why="Conversion needs process groups and a model, but no accelerator.",
     edits=[

@@ -27,10 +27,11 @@ change = Change(
     message="""\
 fix(model): build from Megatron Core's layers without Transformer Engine
 
-Providers ask for Transformer Engine's layers and for fusions that only it
-or Apex has, and Megatron Core refuses to build such a model without them.
-Settings that the host doesn't support are replaced while it converts the
-model. run_config.yaml records the original ones.
+Providers ask for Transformer Engine's layers and for fusions that only it or
+Apex has, and Megatron Core refuses to build such a model without them.
+
+Replace the settings that the host doesn't support while it converts the
+model. `run_config.yaml` records the original ones.
 """,
     why="A model's weights can be converted without the layers and fusions that it trains with.",
     edits=[

@@ -12,8 +12,10 @@ fix(model): build routers, YaRN, and latent attention on the CPU
 
 Megatron Core places an expert bias, two rotary embeddings, and the embedding
 that pipeline stages share on the current CUDA device, and it builds latent
-attention with Transformer Engine only. Its constructors are replaced while
-Bridge builds a model on a host that lacks them.
+attention with Transformer Engine only.
+
+Replace its constructors while Bridge builds a model on a host that lacks
+these devices or Transformer Engine.
 """,
     why="Megatron Core ties some modules to CUDA or Transformer Engine.",
     edits=[

@@ -11,8 +11,10 @@ change = Change(
 fix(ckpt): save within the process on hosts without an accelerator
 
 Megatron Core's writer synchronizes CUDA devices and starts a process, which
-runs a script again that has no `__main__` guard. PyTorch's own writer does
-neither, and writes the same files.
+runs a script again that has no `__main__` guard.
+
+Use PyTorch's own writer on such a host. It does neither, and writes the same
+files.
 """,
     why="Megatron Core's writer needs CUDA and a process of its own.",
     edits=[

@@ -10,10 +10,12 @@ change = Change(
     message="""\
 fix(ckpt): write Transformer Engine's keys without Transformer Engine
 
-Transformer Engine keeps norms in projections, and has an extra state in
-every module. A checkpoint that Bridge converts without it gets these keys,
-too, so that a host with Transformer Engine trains from it. The other way
-round, such a checkpoint can be exported without Transformer Engine.
+Transformer Engine keeps norms in projections, and has an extra state in every
+module.
+
+Write these keys, too, when Bridge converts without Transformer Engine, so
+that a host with it trains from the checkpoint. The other way round, export a
+checkpoint that has only these keys.
 """,
     why="A checkpoint is converted where there is no Transformer Engine, and trained where there is.",
     edits=[

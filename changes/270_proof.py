@@ -11,8 +11,10 @@ change = Change(
 feat(ckpt): record in run_config.yaml what an import could not prove
 
 A warning of an import says what it left out and what was never compared, and
-then it is gone. Record these lines, and the result of a comparison of the
-logits, in a section of the run config, for whoever uses the checkpoint later.
+then it is gone.
+
+Record these lines, and the result of a comparison of the logits, in a section
+of the run config, for whoever uses the checkpoint later.
 """,
     why="Whoever meets a checkpoint can tell what its import left out or could not prove.",
     edits=[

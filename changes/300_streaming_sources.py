@@ -10,6 +10,7 @@ change = Change(
 perf(ckpt): read values from files in blocks
 
 This is the first part of an import whose memory doesn't grow with the model.
+
 A range of a file, or a tensor in memory, is a source of values that are read
 block by block.
 """,

@@ -9,9 +9,12 @@ change = Change(
     message="""\
 perf(ckpt): add a tensor that is a list of pieces of files
 
-Parameter mappings take Hugging Face's tensors apart and put the pieces together.
-On a `PiecewiseTensor` they do so without reading a value: views, concatenation
-along the first dimension and changes of dtype return a new list of pieces.
+Parameter mappings take Hugging Face's tensors apart and put the pieces
+together.
+
+On a `PiecewiseTensor` they do so without reading a value: views,
+concatenation along the first dimension, and changes of dtype return a new
+list of pieces.
 """,
     why="Parameter mappings can run without reading a value.",
     modules=["models/conversion/streaming/tensor.py"],

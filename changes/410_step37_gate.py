@@ -13,6 +13,8 @@ fix(model): build the attention gates of Step-3.7
 Step-3.5 falls back to attention_output_gate where Megatron Core has no gate
 for each head. Step-3.7 didn't: its model had no gates, and a conversion
 stopped at the shape of linear_qkv.
+
+Set `attention_output_gate` for Step-3.7, too.
 """,
     why="Step-3.7 converts with Megatron Core 0.19.",
     edits=[

@@ -19,6 +19,9 @@ Without trust_remote_code, transformers makes a Llama by its own code, also if
 auto_map names code of the checkpoint. Bridge looked for the class in
 auto_map, and said that LlamaForCausalLM isn't supported. A config without
 architectures was answered with a list of endings.
+
+Choose the bridge by the class that transformers makes, and name the key that
+is missing.
 """,
     why="A config that transformers takes is converted as transformers takes it, or the error says what to add.",
     edits=[

@@ -11,8 +11,11 @@ change = Change(
 fix(ckpt): find tensors under each name that transformers reads
 
 transformers saves some models under other names than they have on the hub,
-and reads both by its own table: Nemotron-H and Qwen2-Audio, for example.
-A bridge knows one of them, and found no source for a parameter.
+and reads both by its own table: Nemotron-H and Qwen2-Audio, for example. A
+bridge knows one of them, and found no source for a parameter.
+
+Where a name is missing, use the one that transformers reads into the same
+parameter.
 """,
     why="Checkpoints convert as published and as transformers saves them.",
     edits=[

@@ -12,9 +12,11 @@ change = Change(
     message="""\
 fix(model): build latent attention without a norm for a plain query
 
-With qk_layernorm and no q_lora_rank, Megatron Core 0.19 puts a norm in
-front of the query. DeepSeek-V2-Lite and Sarvam have none there: a
-conversion left it at its initial value, and trained another model.
+With qk_layernorm and no q_lora_rank, Megatron Core 0.19 puts a norm in front
+of the query. DeepSeek-V2-Lite and Sarvam have none there: a conversion left
+it at its initial value, and trained another model.
+
+Build such a query without a norm.
 """,
     why="A model with q_lora_rank null, such as DeepSeek-V2-Lite, converts to the model that it is.",
     edits=[

@@ -10,9 +10,10 @@ change = Change(
 feat(model): list what the keys of config.json mean for Megatron Core
 
 Nothing says which keys of a config.json a bridge carries over, which change
-what the model computes, and which mean nothing. Keep a table for each family
-whose keys were compared, and the reason for each family that computes
-something else in Megatron Core.
+what the model computes, and which mean nothing.
+
+Keep a table for each family whose keys were compared, and the reason for each
+family that computes something else in Megatron Core.
 """,
     why="It is known, key by key, what an import follows of config.json.",
     modules=["models/conversion/config_keys.py"],

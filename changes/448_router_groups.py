@@ -14,6 +14,9 @@ A config.json with topk_group and without n_group stopped in Megatron Core,
 also for families whose routers have no groups. And nothing says that Megatron
 Core rates groups otherwise than transformers if num_experts_per_tok isn't
 twice topk_group.
+
+Ignore `topk_group` where there is no `n_group`, as transformers does, and
+tell which groups are rated otherwise.
 """,
     why="A config with a key that its family doesn't read converts, and it is known which groups Megatron Core can't rate.",
     edits=[

@@ -11,8 +11,10 @@ change = Change(
 fix(ckpt)!: refuse a dtype that Megatron-LM doesn't train in
 
 A config.json with float8_e4m3fn and weights in bfloat16 was imported in FP8,
-without scales. float64 and complex64 gave checkpoints in these dtypes, and
-an integer an error of PyTorch that doesn't name the key.
+without scales. float64 and complex64 gave checkpoints in these dtypes, and an
+integer an error of PyTorch that doesn't name the key.
+
+Take the dtypes that Megatron-LM trains in, and refuse others by name.
 """,
     why="A checkpoint has a dtype that Megatron-LM trains in.",
     edits=[

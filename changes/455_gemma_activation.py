@@ -13,6 +13,8 @@ fix(model): give Gemma the activation that its config names
 Some configs of Gemma name the exact GELU, and transformers computes it.
 GemmaBridge had the approximation by tanh for all of them, or the exact one
 for all of them.
+
+Follow `hidden_act`.
 """,
     why="An imported Gemma computes what transformers computes, also with the exact GELU.",
     edits=[

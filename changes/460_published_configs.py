@@ -9,9 +9,10 @@ change = Change(
     message="""\
 test(ckpt): import the configs of published models
 
-A check that refuses what it doesn't know has to know what is published. Keep
-the keys of 46 models' config.json as their authors spell them, from Llama 2
-to GLM-4.5, and take each of them through the check.
+A check that refuses what it doesn't know has to know what is published.
+
+Keep the keys of 46 models' config.json as their authors spell them, from
+Llama 2 to GLM-4.5, and take each of them through the check.
 """,
     why="No published config is refused.",
     problem=(

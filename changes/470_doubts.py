@@ -11,8 +11,10 @@ feat(ckpt): recognize releases that an earlier import may have got wrong
 
 Imports that didn't account for what they read took quantized weights for
 plain ones, left out the head of a tied model that has one, and dropped keys
-of config.json, such as biases and windows. Recognize such a release
-checkpoint by its source, as far as small files show it.
+of config.json, such as biases and windows.
+
+Recognize such a release checkpoint by its source, as far as small files show
+it.
 """,
     why="Whoever has a release checkpoint of an earlier import learns that it may hold another model than its source.",
     modules=["release_checkpoint/doubts.py"],

@@ -22,9 +22,10 @@ change = Change(
 feat(model): convert the biases of Llama
 
 The provider of a Llama with attention_bias and mlp_bias has biases, and the
-bridge had no mappings for them. Map them. Megatron Core has one switch for
-the biases of all linear layers, so a Llama with only one of the two is
-another model.
+bridge had no mappings for them.
+
+Map them. Megatron Core has one switch for the biases of all linear layers, so
+a Llama with only one of the two is another model.
 """,
     why="A Llama with attention_bias and mlp_bias converts.",
     edits=[

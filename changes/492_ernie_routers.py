@@ -12,9 +12,11 @@ change = Change(
     message="""\
 fix(model): keep the routers of ERNIE 4.5 in float32
 
-ERNIE 4.5 is published in bfloat16 with router gates in float32, and the
-model computes with them. An import rounded them to bfloat16, as Megatron
-Core creates them.
+ERNIE 4.5 is published in bfloat16 with router gates in float32, and the model
+computes with them. An import rounded them to bfloat16, as Megatron Core
+creates them.
+
+Keep the weights of these routers in float32.
 """,
     why="The router gates of ERNIE 4.5 are imported without a loss, and exported as they were.",
     edits=[

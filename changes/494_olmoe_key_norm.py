@@ -16,8 +16,10 @@ change = Change(
     message="""\
 fix(model): give OLMoE's norm of keys the size of the keys
 
-It had the size of the queries, so a model with fewer key and value heads
-than query heads couldn't be converted.
+The norm of keys had the size of the queries, so a model with fewer key and
+value heads than query heads couldn't be converted.
+
+Give it the size of the keys.
 """,
     why="An OLMoE with grouped queries converts and trains.",
     edits=[

@@ -12,9 +12,11 @@ change = Change(
     message="""\
 perf(model): make the mask of Nemotron-Labs-Diffusion when it is used
 
-Each layer made a mask of all pairs of positions while the model was built:
-19 GB on a CPU at the default length of 32768, and minutes. A conversion
-never uses it.
+Each layer made a mask of all pairs of positions while the model was built: 19
+GB on a CPU at the default length of 32768, and minutes. A conversion never
+uses it.
+
+Make the mask in the first forward pass.
 """,
     why="A conversion of Nemotron-Labs-Diffusion takes the memory of its weights.",
     edits=[

@@ -31,6 +31,8 @@ The bridge built every Mistral 3 with the YaRN of Ministral 3, whatever its
 config says, and asked for llama_4_scaling_beta, which Mistral Small 3.1
 doesn't have: a KeyError. Of Ministral 3 itself, it left out that YaRN rounds
 its range of corrections to whole dimensions, unless truncate is false.
+
+Follow the config for both text models.
 """,
     why="Mistral Small 3.1 converts, and a Mistral 3 with other positions is the model that its config says.",
     edits=[

@@ -20,8 +20,10 @@ change = Change(
     message="""\
 fix(model): build the local and global layers of EXAONE 4
 
-EXAONE 4 32B has sliding windows in three of four layers, and no positions
-in the others. The bridge gave every layer positions, and none a window.
+EXAONE 4 32B has sliding windows in three of four layers, and no positions in
+the others. The bridge gave every layer positions, and none a window.
+
+Give each layer the positions and the window that the config names.
 """,
     why="EXAONE 4 with sliding windows is the model that its config says.",
     edits=[

@@ -13,10 +13,11 @@ change = Change(
 feat(model): find the bridge of an architecture by its name
 
 AutoBridge knew the families whose modules somebody had imported, and so
-`megatron.bridge` imported all of them. It now finds the module of an
-architecture in a table, and imports it when the architecture is asked for.
-A test fails when a family is not in the table; such a family is found all
-the same, by importing all.
+`megatron.bridge` imported all of them.
+
+Find the module of an architecture in a table, and import it when the
+architecture is asked for. A test fails when a family is not in the table.
+Such a family is found all the same, by importing all of them.
 """,
     why="AutoBridge can import the bridge of the model that it converts, and no other.",
     edits=[

@@ -28,8 +28,10 @@ perf: import megatron.bridge without importing its dependencies
 
 `import megatron.bridge` took ten seconds and more: it imported AutoBridge
 with every family, and with them torch, transformers and Megatron Core, for
-whoever wanted a module below it. Its names are now imported when they are
-used, by the module-level `__getattr__` of PEP 562.
+whoever wanted a module below it.
+
+Import its names when they are used, by the module-level `__getattr__` of PEP
+562.
 """,
     why="A module below megatron.bridge that needs no torch imports in milliseconds.",
     edits=[

@@ -19,8 +19,10 @@ change = Change(
 perf(model): import AutoBridge only where it is used
 
 Every module below `models/conversion` imported AutoBridge, and every dataset
-all builders, by the packages that gather their names. A module below them
-now imports what it needs, and any of them can be the first.
+all builders, by the packages that gather their names.
+
+Import these names when they are used. A module below such a package then
+imports only what it needs, and any of them can be the first.
 """,
     why="A module of Bridge that needs no AutoBridge imports none.",
     edits=[

@@ -19,8 +19,9 @@ change = Change(
 perf(model): import a family when it is used
 
 `megatron.bridge.models` imported every family, with what each of them needs.
-Its names are now imported when they are used, and AutoBridge finds a family
-by its architecture.
+
+Import its names when they are used. AutoBridge finds a family by its
+architecture.
 """,
     why="`from megatron.bridge import AutoBridge` imports no family that it doesn't convert.",
     edits=[

@@ -10,9 +10,10 @@ change = Change(
 feat(model): add stand-ins for Transformer Engine's modules
 
 Most families build their models from modules of Transformer Engine, FLA,
-mamba-ssm, or causal-conv1d, or ask for CUDA while they are built. A
-checkpoint needs only the parameters, extra states, and names of these
-modules. Stand-ins have these, and compute nothing.
+mamba-ssm, or causal-conv1d, or ask for CUDA while they are built.
+
+A conversion needs only the parameters, extra states, and names of these
+modules. Add stand-ins that have these, and compute nothing.
 """,
     why="A checkpoint has the layout of Transformer Engine's modules, and a conversion computes nothing with them.",
     modules=["host/stand_ins.py"],

@@ -10,9 +10,11 @@ change = Change(
 feat(model): run a conversion in a process with the stand-ins
 
 Megatron Core decides when it is imported whether there is a Transformer
-Engine, and a script that calls AutoBridge has imported it. Start a process
-that installs the stand-ins first, and pass on its output, logs, warnings, and
-errors. It needs no __main__ guard, and ends with the calling process.
+Engine, and a script that calls AutoBridge has imported it.
+
+Start a process that installs the stand-ins first, and pass on its output,
+logs, warnings, and errors. It needs no __main__ guard, and ends with the
+calling process.
 """,
     why="A conversion that needs the stand-ins runs in a process that has imported Megatron Core after them.",
     modules=["host/own_process.py"],

@@ -11,7 +11,9 @@ feat(model): download from the hub what a conversion needs
 
 SafeTensorsStateSource takes every safetensors file of a repository, also a
 second set of the weights, at its main branch, whatever revision was asked
-for. Choose the files by their index, at one commit.
+for.
+
+Choose the files by their index, at one commit.
 """,
     why="Of a model on the hub one set of weights is downloaded, at the revision that was asked for.",
     modules=["utils/hub.py"],

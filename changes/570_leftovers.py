@@ -11,9 +11,10 @@ change = Change(
 fix(ckpt): remove what killed imports left, and nothing else
 
 A killed import leaves its staging folder, which is as large as the model.
-The next import removes it, if the file in it says that Bridge made it and
-no process holds its lock. Whatever else has such a name is named and stays.
-Of two imports into one root, the second is refused.
+
+The next import removes it, if the file in it says that Bridge made it and no
+process holds its lock. Anything else of such a name is reported and stays.
+The second of two imports into one root is refused.
 """,
     why="A staging folder is removed only if a killed process of Bridge left it.",
     edits=[

@@ -11,10 +11,11 @@ change = Change(
 feat(ckpt): convert every family on any host
 
 Most families ask for modules of Transformer Engine, FLA, mamba-ssm, or
-causal-conv1d, or for CUDA while their models are built. import_ckpt and
-export_ckpt of such a family run in a process with stand-ins for these, on a
-host that lacks them. Families that Megatron Core's own layers make stay in
-the calling process.
+causal-conv1d, or for CUDA while their models are built.
+
+On a host that lacks them, run `import_ckpt` and `export_ckpt` of such a
+family in a process with stand-ins for these modules. Families that Megatron
+Core's own layers make stay in the calling process.
 """,
     why="import_ckpt and export_ckpt convert every family on a host without Transformer Engine or an accelerator.",
     edits=[

@@ -10,6 +10,7 @@ change = Change(
 feat(ckpt): compare the args of a checkpoint with its weights
 
 The args of a checkpoint may be those of another model than its weights.
+
 Compare them by the shapes in .metadata, without torch.
 """,
     why="The args of a checkpoint are compared with its weights.",

@@ -10,10 +10,11 @@ change = Change(
 perf: let transformers read its models once at import
 
 `import transformers` reads the names of the files of every installed
-distribution, to know the versions of a few, and reads the modules of its
-400 models twice. Together this takes half a second. The new module lets it
-read the models once, and only the distributions that it asks about. A
-second one lets a package wait until one of its names is used. The command
+distribution, to know the versions of a few, and reads the modules of its 400
+models twice. Together this takes half a second.
+
+Let it read the models once, and only the distributions that it asks about. A
+second module lets a package wait until one of its names is used. The command
 megatron-bridge will use both in its own process.
 """,
     why="A conversion starts half a second earlier.",

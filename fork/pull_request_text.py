@@ -43,7 +43,7 @@ def compose(change: Change, size: str, tree: Path) -> str:
     # The first of several paragraphs says what goes wrong, and so does `problem`.
     told = body[1:] if change.problem and len(body) > 1 else body
     # There a line break is one, and a commit message breaks its lines.
-    what = [change.problem.strip() or " ".join(change.why.split()), *(" ".join(each.split()) for each in told)]
+    what = [" ".join(each.split()) for each in (change.problem or change.why, *told)]
     tested = [*change.tested]
     if change.functional:
         tested.append("The functional tests need two GPUs and have not been run: the author has none.")
