@@ -24,10 +24,6 @@ def make_iteration(root, iteration):
     return payload
 
 
-def write_train_state(root, step):
-    torch.save({"step": torch.tensor(step)}, root / BRIDGE_TRACKER)
-
-
 def test_the_tracker_decides(tmp_path):
     release, iteration = make_release(tmp_path), make_iteration(tmp_path, 9)
     assert resolve_checkpoint(tmp_path) == str(release)
@@ -47,7 +43,7 @@ def test_without_a_tracker_the_train_state_decides_then_the_highest_iteration_th
     make_iteration(tmp_path, 10)
     make_iteration(tmp_path, 9)
     assert resolve_checkpoint(tmp_path) == str(tmp_path / "iter_0000010")
-    write_train_state(tmp_path, 9)
+    torch.save({"step": torch.tensor(9)}, tmp_path / BRIDGE_TRACKER)
     assert resolve_checkpoint(tmp_path) == str(tmp_path / "iter_0000009")
 
 
@@ -66,7 +62,7 @@ def test_a_tracker_that_names_a_missing_folder_is_an_error(tmp_path):
     ("tracker", "step", "trusted"), [("5", 5, True), (None, 5, True), ("8", 5, False), ("release", 5, False)]
 )
 def test_the_train_state_is_trusted_only_where_it_agrees_with_the_tracker(tmp_path, tracker, step, trusted):
-    write_train_state(tmp_path, step)
+    torch.save({"step": torch.tensor(step)}, tmp_path / BRIDGE_TRACKER)
     if tracker is not None:
         (tmp_path / TRACKER).write_text(tracker)
     assert layout.train_state_tracker(tmp_path) == (str(tmp_path / BRIDGE_TRACKER) if trusted else "")

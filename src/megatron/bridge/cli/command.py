@@ -41,6 +41,11 @@ CACHE_DIR = click.option(
     type=click.Path(path_type=Path),
     help="Download models to this folder, which gets the layout of the hub's cache. Default: HF_HUB_CACHE.",
 )
+DTYPE = click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Convert the weights to this dtype. Default: keep the checkpoint's dtype.",
+)
 ARGUMENTS = "megatron.bridge.arguments"
 """The key under which `ctx.meta` has the arguments of the subcommand."""
 VERBOSE = click.option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from megatron.bridge.cli.command import CHECKPOINT, JSON, TOKEN, TRUST, Command, module, set_hub
+from megatron.bridge.cli.command import CHECKPOINT, DTYPE, JSON, TOKEN, TRUST, Command, module, set_hub
 from megatron.bridge.cli.ranks import PROCESSES, in_processes
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
 from megatron.bridge.cli.text import human_bytes, printable
@@ -37,11 +37,7 @@ from megatron.bridge.utils.deferred import lean_imports
     help="Replace an earlier export at HF_OUT: its weights, config, and tokenizer. Other files stay. "
     "Default: stop if HF_OUT isn't empty.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Convert the weights to this dtype. Default: keep the checkpoint's dtype.",
-)
+@DTYPE
 @click.option(
     "--max-shard-size",
     metavar="SIZE",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from megatron.bridge.cli.command import CACHE_DIR, JSON, OUT, TOKEN, TRUST, Command, module, set_hub
+from megatron.bridge.cli.command import CACHE_DIR, DTYPE, JSON, OUT, TOKEN, TRUST, Command, module, set_hub
 from megatron.bridge.cli.ranks import PROCESSES, in_processes
 from megatron.bridge.cli.show import describe, show_flags
 from megatron.bridge.cli.terminal import folder_size, progress, quiet, staged_size
@@ -22,11 +22,7 @@ from megatron.bridge.utils.deferred import lean_imports
 @click.command("import", cls=Command)
 @click.argument("hf_model")
 @OUT
-@click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Convert the weights to this dtype. Default: keep the checkpoint's dtype.",
-)
+@DTYPE
 @click.option(
     "--adapter",
     metavar="DIR",

@@ -3,3 +3,5 @@
 
 On a host that has both, nothing in this package changes what Megatron Bridge does.
 """
+
+__all__: list[str] = []

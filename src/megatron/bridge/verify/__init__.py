@@ -4,3 +4,5 @@
 `proof.verify` is the function to call. It starts processes (`process.py`, `__main__.py`), which build Megatron Core's
 models (`megatron_models.py`, `without_cuda.py`) and make twins (`twin.py`).
 """
+
+__all__: list[str] = []

@@ -6,3 +6,5 @@
 checkpoint. It knows nothing of models, nor do `execute.py`, which runs its threads, and `archive.py`, which has the
 form of a tensor in the checkpoint.
 """
+
+__all__: list[str] = []
