@@ -97,3 +97,5 @@ def test_what_is_unproved_is_named():
     assert unproved(UNKNOWN) == ["model_type=gpt2"]
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     assert unproved(transformers.LlamaConfig(rope_parameters=rope)) == ["rope_type=dynamic"]
+    negative = transformers.LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": -1.0})
+    assert unproved(negative) == ["rope_theta=-1.0"]

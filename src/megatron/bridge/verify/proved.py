@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which configs need no proof, because Megatron-LM's logits of such a model were compared with transformers'.
 
-Each row is a config that was compared. Words of a config count by value, numbers by class: 0, 1, or any other.
+Each row is a config that was compared. Words of a config count by value, numbers by class: 0, 1, or any other above 0.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -213,4 +214,6 @@ def traits(config: Any) -> Iterator[tuple[str, str]]:
 def _class(value: Any) -> str:
     if isinstance(value, (bool, str)) or value is None or value in (0, 1):
         return str(int(value) if isinstance(value, float) else value)
+    if isinstance(value, (int, float)) and not 0 < value < math.inf:
+        return str(value)
     return NUMBER

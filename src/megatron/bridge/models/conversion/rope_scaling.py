@@ -28,7 +28,7 @@ FAMILIES = (
 )
 # Where transformers has sliding windows: in the layers that `layer_types` names, or in all. Other families have none,
 # whatever their config says.
-_WINDOWS_BY_LAYER = ("gpt_oss", "ministral", "qwen2", "qwen3")
+WINDOWS_BY_LAYER = ("gpt_oss", "ministral", "qwen2", "qwen3")
 # Families whose windows have a size even where no layer uses it (transformers makes their mask in any case).
 _WINDOWS_ALWAYS = ("gemma2", "gemma3_text", "gpt_oss")
 _WINDOWS_IN_ALL = ("mistral", "qwen3_moe")
@@ -55,7 +55,7 @@ def rope_parameters(config: Any) -> dict[str, Any]:
 def windows(config: Any) -> list[int | None]:
     """Return the sliding window of each layer in transformers' model, None for a layer without one."""
     window = getattr(config, "sliding_window", None)
-    if config.model_type in _WINDOWS_BY_LAYER:
+    if config.model_type in WINDOWS_BY_LAYER:
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
         return [window if kind == "sliding_attention" else None for kind in kinds]
     return [window if config.model_type in _WINDOWS_IN_ALL else None] * config.num_hidden_layers
