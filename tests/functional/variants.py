@@ -90,6 +90,7 @@ VARIANTS = [
         ("longrope", LONGROPE, BY_LENGTH),
         ("yarn", yarn()),
         ("yarn, truncate", yarn(truncate=False)),
+        ("yarn, truncate null", yarn(truncate=None)),
         ("yarn, attention factor", yarn(attention_factor=1.0), SAME, True),
         ("yarn, betas", yarn(beta_fast=16.0, beta_slow=2.0)),
         ("yarn, both mscales", yarn(mscale=1.0, mscale_all_dim=0.5)),

@@ -24,6 +24,10 @@ def config_of(name: str, **changes: Any) -> Any:
     known = CONFIGS | {"Qwen2": QWEN2, "Nemotron": NEMOTRON}
     values = SIZES | known[name]
     config = getattr(transformers, f"{name}Config")(**{key: values[key] for key in values if key != "model_type"})
+    rope = changes.pop("rope", None)
+    if rope is not None:
+        new = hasattr(config, "rope_parameters")
+        changes |= {"rope_parameters": {"rope_theta": 10000.0} | rope} if new else {"rope_scaling": rope}
     for key, value in changes.items():
         config.__dict__[key] = value  # a class of transformers 5 takes no other types
     return config
@@ -89,6 +93,33 @@ def test_published_config_is_taken(tmp_path: Path, name: str) -> None:
         ),
         ("DeepseekV3", {"routed_scaling_factor": float("inf")}, "routed_scaling_factor is inf, expected a number"),
         ("DeepseekV3", {"first_k_dense_replace": None}, "first_k_dense_replace is None, expected a whole number"),
+        ("Llama", {"rope": {"rope_type": "foo"}}, "rope_type is 'foo', which transformers doesn't have"),
+        (
+            "Llama",
+            {"rope": {"rope_type": "linear", "factor": None}},
+            "factor of RoPE is None, expected a number above 0",
+        ),
+        (
+            "Llama",
+            {"rope": {"rope_type": "linear", "factor": "4"}},
+            "factor of RoPE is '4', expected a number above 0",
+        ),
+        (
+            "Llama",
+            {"rope": {"rope_type": "yarn", "factor": True}},
+            "factor of RoPE is True, expected a number above 0",
+        ),
+        ("Llama", {"rope": {"rope_type": "yarn", "mscale": "1"}}, "mscale of RoPE is '1', expected a number"),
+        (
+            "Llama",
+            {"rope": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0}},
+            "low_freq_factor of RoPE is 0",
+        ),
+        (
+            "Llama",
+            {"rope": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32.5}},
+            "original_max_position_embeddings is 32.5, expected a whole number of 1 or more",
+        ),
         ("DeepseekV3", {"n_routed_experts": 0}, "n_routed_experts is 0, expected a whole number of 1 or more"),
     ],
 )
@@ -108,6 +139,7 @@ def test_what_transformers_cannot_compute_is_refused(
     ("name", "changes"),
     [
         ("Llama", {"pad_token_id": -1}),
+        ("Llama", {"rope": {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 32}}),
         ("Llama", {"pad_token_id": None}),
         ("Llama", {"attention_dropout": 0.1}),
         ("Llama", {"sliding_window": None, "layer_types": ["sliding_attention"] * 3}),
@@ -119,7 +151,24 @@ def test_what_transformers_computes_is_taken(name: str, changes: dict[str, Any])
     check_values(Bridge(config_of(name, **changes)))
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 has it beside the scaling")
+@pytest.mark.parametrize("theta", [0, -1.0, "10000", None, float("nan")])
+def test_rope_has_a_base(theta: Any) -> None:
+    with pytest.raises(ValueError, match="rope_theta of RoPE is .*, expected a number above 0"):
+        check_values(Bridge(config_of("Llama", rope={"rope_type": "default", "rope_theta": theta})))
+
+
 def test_family_without_table_is_not_looked_at() -> None:
     config = transformers.PretrainedConfig(pad_token_id=99)
     config.model_type = "other"
     check_values(Bridge(config))
+
+
+@pytest.mark.parametrize("value", [None, 0, False])
+def test_truncate_is_a_switch(value: Any) -> None:
+    """Megatron-LM's flag is printed for False alone."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": value}
+    config = config_of("Llama", rope=rope)
+    config.architectures = ["LlamaForCausalLM"]
+    provider = AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)
+    assert provider.yarn_correction_range_round_to_int is False

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron.bridge.models.conversion import rope_scaling
 from megatron.bridge.models.conversion.config_keys import FAMILIES
@@ -29,6 +30,10 @@ _WHOLE = {
 }  # fmt: skip
 # Of these, null means something.
 _OR_NULL = ("head_dim", "kv_lora_rank", "max_position_embeddings", "n_group", "topk_group")
+_ABOVE_ZERO = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor")
+_NUMBERS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "partial_rotary_factor")
+# What a scaling of RoPE needs.
+_SCALINGS = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
 
 
@@ -80,6 +85,7 @@ def value_problems(config: Any) -> Iterator[str]:
     yield from _activation(config)
     yield from _windows(config)
     yield from _experts(config)
+    yield from _rope(rope_scaling.rope_parameters(config))
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -87,7 +93,8 @@ def _is_whole(value: Any, least: int) -> bool:
 
 
 def _is_number(value: Any, least: float, most: float = math.inf) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and least <= value <= most
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and least <= value <= most
 
 
 def _heads(config: Any) -> Iterator[str]:
@@ -151,3 +158,22 @@ def _groups(config: Any, experts: int, chosen: int) -> Iterator[str]:
         yield f"topk_group is {some}, expected at most n_group ({groups})"
     elif chosen > some * (experts // groups):
         yield f"num_experts_per_tok is {chosen}, expected at most {some * (experts // groups)}, those of topk_group"
+
+
+def _rope(rope: dict[str, Any]) -> Iterator[str]:
+    kind = rope["rope_type"]
+    if any(isinstance(each, dict) for each in rope.values()):
+        return  # one for each kind of layer
+    if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+        yield f"rope_type is {kind!r}, which transformers doesn't have"
+        return
+    for key in _ABOVE_ZERO:
+        value, needed = rope.get(key), key == "rope_theta" or key in _SCALINGS.get(kind, ())
+        if (value is not None or needed) and not (_is_number(value, 0.0) and value > 0):
+            yield f"{key} of RoPE is {value!r}, expected a number above 0"
+    for key in _NUMBERS:
+        if rope.get(key) is not None and not _is_number(rope[key], -math.inf):
+            yield f"{key} of RoPE is {rope[key]!r}, expected a number"
+    length = rope.get("original_max_position_embeddings")
+    if length is not None and not _is_whole(length, 1):
+        yield f"original_max_position_embeddings is {length!r}, expected a whole number of 1 or more"

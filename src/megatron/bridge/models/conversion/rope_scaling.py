@@ -108,7 +108,7 @@ def carry_over(provider: Any, source: Any) -> None:
     provider.yarn_original_max_position_embeddings = length
     provider.yarn_beta_fast = rope.get("beta_fast") or 32.0
     provider.yarn_beta_slow = rope.get("beta_slow") or 1.0
-    provider.yarn_correction_range_round_to_int = rope.get("truncate", True)
+    provider.yarn_correction_range_round_to_int = bool(rope.get("truncate", True))
     # Megatron Core multiplies by 0.1 mscale log(factor) + 1, divided by the same with mscale_all_dim.
     growth = 0.1 * math.log(max(provider.yarn_rotary_scaling_factor, 1.0))
     usual = not growth or math.isclose(attention, growth + 1)
