@@ -80,3 +80,8 @@ def test_files_of_one_run_have_names_of_their_own():
     tests = Path(__file__).parents[2]
     files = [path.name for folder in ("unit", "reliability") for path in (tests / folder).rglob("test_*.py")]
     assert [name for name, count in Counter(files).items() if count > 1] == []
+
+
+def test_every_package_says_what_it_exports():
+    packages = stack.MODULES.rglob("__init__.py")
+    assert [str(path) for path in packages if "\n__all__" not in path.read_text("utf-8")] == []
