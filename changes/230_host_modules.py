@@ -14,8 +14,8 @@ Megatron Core places an expert bias, two rotary embeddings, and the embedding
 that pipeline stages share on the current CUDA device, and it builds latent
 attention with Transformer Engine only.
 
-Replace its constructors while Bridge builds a model on a host that lacks
-these devices or Transformer Engine.
+Replace the constructors of Megatron Core while Bridge builds a model on a
+host that lacks these devices or Transformer Engine.
 """,
     why="Megatron Core ties some modules to CUDA or Transformer Engine.",
     edits=[

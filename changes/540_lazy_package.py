@@ -30,8 +30,8 @@ perf: import megatron.bridge without importing its dependencies
 with every family, and with them torch, transformers and Megatron Core, for
 whoever wanted a module below it.
 
-Import its names when they are used, by the module-level `__getattr__` of PEP
-562.
+Import the names of the package when they are used, by the module-level
+`__getattr__` of PEP 562.
 """,
     why="A module below megatron.bridge that needs no torch imports in milliseconds.",
     edits=[

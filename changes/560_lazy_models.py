@@ -20,8 +20,8 @@ perf(model): import a family when it is used
 
 `megatron.bridge.models` imported every family, with what each of them needs.
 
-Import its names when they are used. AutoBridge finds a family by its
-architecture.
+Import the names of the package when they are used. AutoBridge finds a family
+by its architecture.
 """,
     why="`from megatron.bridge import AutoBridge` imports no family that it doesn't convert.",
     edits=[
