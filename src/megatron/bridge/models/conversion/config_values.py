@@ -47,8 +47,12 @@ def check_values(bridge: Any, strict: bool = True) -> None:
     Raises:
         ValueError: transformers doesn't make a model of the config, or its logits are no numbers.
     """
-    config = rope_scaling.own_config(getattr(bridge.hf_pretrained, "config", bridge.hf_pretrained))
-    if config.model_type not in FAMILIES or not (wrong := list(value_problems(config))):
+    source = getattr(bridge, "hf_pretrained", None)
+    config = getattr(source, "config", source)
+    if getattr(config, "model_type", None) not in FAMILIES:
+        return
+    config = rope_scaling.own_config(config)
+    if not (wrong := list(value_problems(config))):
         return
     line = f"config.json of {config.model_type}: {'; '.join(wrong[:3])}"
     if strict:
