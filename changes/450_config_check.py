@@ -63,5 +63,5 @@ strict=False. A family without a table is imported with a warning.
             [edit for test in MOCKS for edit in replace_in_test(f"TestAutoBridge.{test}", CHECK, releases=">=0.7")],
         )
     ],
-    stands_on=["accounting", "rope-and-windows", "config-keys", "router-groups"],
+    stands_on=["accounting", "rope-and-windows", "config-keys", "layout-config", "router-groups"],
 )

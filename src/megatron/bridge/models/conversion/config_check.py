@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from megatron.bridge.models.conversion import rope_scaling, router_groups
+from megatron.bridge.models.conversion import layout_config, rope_scaling, router_groups
 from megatron.bridge.models.conversion.config_keys import (
     ACTIVATIONS,
     ANOTHER_FUNCTION,
@@ -44,7 +44,7 @@ def check_config(bridge: Any, strict: bool = True) -> None:
             another value or none.
     """
     config = rope_scaling.own_config(getattr(bridge.hf_pretrained, "config", bridge.hf_pretrained))
-    keys = FAMILIES.get(config.model_type)
+    keys = FAMILIES.get(config.model_type) or layout_config.FAMILIES.get(config.model_type)
     if keys is None:
         what = (
             f"{config.model_type} is not proved: the keys of its config.json were never compared with what Megatron "
@@ -98,7 +98,9 @@ def problems(config: Any, provider: Any, keys: Keys) -> Iterator[str]:
     yield from _kinds_of_layers(config, provider)
     yield from _kinds_of_attention(config)
     yield from _differ("sliding_window", rope_scaling.windows(config), rope_scaling.megatron_windows(provider))
-    yield from rope_problems(config, provider)
+    yield from layout_config.problems(config, provider)
+    if not isinstance(provider.rotary_base, tuple):
+        yield from rope_problems(config, provider)
 
 
 def remarks(config: Any) -> Iterator[str]:
@@ -157,7 +159,7 @@ def _architecture(config: Any) -> Iterator[str]:
     """Bridge goes by `architectures`, transformers by `model_type`."""
     made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type].replace("Ministral", "Mistral")
     named = [each for each in getattr(config, "architectures", None) or () if each.endswith("ForCausalLM")]
-    if named and named[0] != made:
+    if named and named[0].lower() != made.lower():  # EXAONE MoE has two spellings
         yield f"architectures is {named[0]!r}, expected {made!r} for the model_type {config.model_type!r}"
 
 

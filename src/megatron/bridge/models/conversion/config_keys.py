@@ -58,7 +58,7 @@ _SIZES = {
     "vocab_size": "vocab_size",
     "tie_word_embeddings": "share_embeddings_and_output_weights",
 }
-_DENSE = _SIZES | {"intermediate_size": "ffn_hidden_size", "rms_norm_eps": "layernorm_epsilon"}
+DENSE = _SIZES | {"intermediate_size": "ffn_hidden_size", "rms_norm_eps": "layernorm_epsilon"}
 _NO_BIAS = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 # transformers masks with a window of no tokens, too.
 _NO_WINDOW = {"sliding_window": (0, -1)}
@@ -67,12 +67,12 @@ _ZERO = {"routed_scaling_factor": (0.0,), "router_scaling_factor": (0.0,), "topk
 # What these families don't read, and Bridge's providers do.
 _NO_GROUPS = {"n_group": (None, 1), "topk_group": (None, 1)}
 _SOFTMAX = _NO_GROUPS | {"scoring_func": ("softmax",), "routed_scaling_factor": (None, 1.0)}
-_EXPERTS = _DENSE | {
+_EXPERTS = DENSE | {
     "num_experts": "num_moe_experts",
     "num_experts_per_tok": "moe_router_topk",
     "moe_intermediate_size": "moe_ffn_hidden_size",
 }
-_ROUTED = _DENSE | {
+_ROUTED = DENSE | {
     "n_routed_experts": "num_moe_experts",
     "num_experts_per_tok": "moe_router_topk",
     "moe_intermediate_size": "moe_ffn_hidden_size",
@@ -94,12 +94,12 @@ _NORMALIZED = {"norm_topk_prob": (True,), "scoring_func": ("sigmoid",), "topk_me
 
 FAMILIES = {
     # Megatron Core has one switch for the biases of all linear layers.
-    "llama": Keys(_DENSE | {"attention_bias": "add_bias_linear", "mlp_bias": "add_bias_linear"}),
+    "llama": Keys(DENSE | {"attention_bias": "add_bias_linear", "mlp_bias": "add_bias_linear"}),
     # What transformers makes of a Mistral with `layer_types`.
-    "ministral": Keys(_DENSE, never=_NO_WINDOW),
-    "mistral": Keys(_DENSE, never=_NO_WINDOW),
-    "qwen2": Keys(_DENSE, never=_NO_WINDOW),
-    "qwen3": Keys(_DENSE, only=_NO_BIAS, never=_NO_WINDOW),
+    "ministral": Keys(DENSE, never=_NO_WINDOW),
+    "mistral": Keys(DENSE, never=_NO_WINDOW),
+    "qwen2": Keys(DENSE, never=_NO_WINDOW),
+    "qwen3": Keys(DENSE, only=_NO_BIAS, never=_NO_WINDOW),
     "qwen3_moe": Keys(
         _EXPERTS,
         opposite={"norm_topk_prob": "moe_router_pre_softmax"},
@@ -154,7 +154,7 @@ FAMILIES = {
         never=_NO_WINDOW,
     ),
     "gemma": Keys(
-        _DENSE,
+        DENSE,
         only=_NO_BIAS | {"use_bidirectional_attention": (None, False)},
     ),
     "nemotron": Keys(

@@ -13,22 +13,14 @@ from megatron.core.transformer.utils import is_layer_window_attention
 
 # Families of GPTModelProvider whose layers have one RoPE for all.
 FAMILIES = (
-    "gemma",
-    "glm4_moe",
-    "gpt_oss",
-    "hy_v3",
-    "llama",
-    "ministral",
-    "mistral",
-    "nemotron",
-    "olmoe",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-)
+    "exaone4", "exaone_moe", "gemma", "gemma2", "glm4_moe", "gpt_oss", "hy_v3", "llama", "minimax_m2", "ministral",
+    "mistral", "nemotron", "olmoe", "qwen2", "qwen3", "qwen3_moe",
+)  # fmt: skip
 # Where transformers has sliding windows: in the layers that `layer_types` names, or in all. Other families have none,
 # whatever their config says.
-WINDOWS_BY_LAYER = ("gpt_oss", "ministral", "qwen2", "qwen3")
+WINDOWS_BY_LAYER = (
+    "exaone4", "exaone_moe", "gemma2", "gemma3_text", "gpt_oss", "ministral", "qwen2", "qwen3",
+)  # fmt: skip
 # Families whose windows have a size even where no layer uses it (transformers makes their mask in any case).
 _WINDOWS_ALWAYS = ("gemma2", "gemma3_text", "gpt_oss")
 _WINDOWS_IN_ALL = ("mistral", "qwen3_moe")
@@ -128,10 +120,14 @@ def _carry_windows(provider: Any, config: Any) -> None:
 def megatron_windows(provider: Any) -> list[int | None]:
     """Return the sliding window of each layer of a provider's model, None for a layer without one."""
     size, skipped = provider.window_size, getattr(provider, "window_attn_skip_freq", None)
-    return [
-        size[0] + 1 if is_layer_window_attention(size, skipped, layer) else None
-        for layer in range(1, provider.num_layers + 1)
-    ]
+    layers = range(1, provider.num_layers + 1)
+    if pattern := getattr(provider, "interleaved_attn_pattern", None):
+        # Gemma 3 (gemma3_provider.py of Bridge 0.6, `_is_local_attn_layer`).
+        return [size if layer % sum(pattern) else None for layer in layers]
+    if hasattr(provider, "query_pre_attn_scalar"):
+        # Gemma 2 (gemma2_provider.py of Bridge 0.6, `Gemma2DotProductAttention`).
+        return [size[0] + 1 if layer % 2 else None for layer in layers]
+    return [size[0] + 1 if is_layer_window_attention(size, skipped, layer) else None for layer in layers]
 
 
 def transformers_rope(config: Any) -> tuple[torch.Tensor, float]:
