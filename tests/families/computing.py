@@ -2,7 +2,9 @@
 """Lets the stand-ins for Transformer Engine's modules compute, on the CPU and in the dtype of their input.
 
 A model that a conversion builds can then be judged by its logits. What the modules compute is in the documentation of
-Transformer Engine's API for PyTorch; there are no kernels, no FP8, and one rank.
+Transformer Engine's API for PyTorch; there are no kernels, no FP8, and one rank. Of mamba-ssm and causal-conv1d they
+have the functions that Megatron Core calls without the memory-efficient path: the recurrence of Mamba 2 (Dao and Gu,
+arXiv 2405.21060), step by step.
 """
 
 import contextlib
@@ -27,6 +29,7 @@ _KEPT = (
     "softmax_type",
     "window_size",
     "kv_channels",
+    "group_size",
 )
 
 
@@ -91,6 +94,7 @@ def _attention(
     mask: torch.Tensor | None = None,
     *,
     attn_mask_type: str,
+    core_attention_bias: torch.Tensor | None = None,
     **unused: Any,
 ) -> torch.Tensor:
     """Attend to keys and values `[length, sequences, groups, channels]`; return `[length, sequences, channels]`."""
@@ -110,6 +114,7 @@ def _attention(
         hidden |= -places > right
     if attn_mask_type == "arbitrary":
         hidden = hidden | mask
+    scores = scores if core_attention_bias is None else scores + core_attention_bias
     scores = scores.masked_fill(hidden, -torch.inf)
     if self.kept.get("softmax_type") == "learnable":
         sinks = self.softmax_offset[None, :, None, None].expand(*scores.shape[:-1], 1)
@@ -119,7 +124,53 @@ def _attention(
     return (weights @ value).permute(2, 0, 1, 3).flatten(2)
 
 
+def _gated_norm(self: Any, hidden: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    hidden = hidden * functional.silu(gate)
+    groups = hidden.unflatten(-1, (-1, self.kept["group_size"]))
+    return functional.rms_norm(groups, groups.shape[-1:], eps=self.kept["eps"]).flatten(-2) * self.weight
+
+
+def _convolve(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, activation: str, seq_idx: None = None
+) -> torch.Tensor:
+    """Convolve `x` `[sequences, channels, length]` with what came before; each channel has its own `weight`."""
+    channels, width = weight.shape
+    found = functional.conv1d(functional.pad(x, (width - 1, 0)), weight[:, None], bias, groups=channels)
+    return functional.silu(found)
+
+
+def _scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    decay: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    chunk_size: int,
+    *,
+    D: torch.Tensor,
+    z: torch.Tensor | None,
+    dt_bias: torch.Tensor,
+    dt_softplus: bool,
+    return_final_states: bool,
+    initial_states: None,
+) -> torch.Tensor:
+    """Run the recurrence over `x` `[sequences, length, heads, channels]`, `b` and `c` `[…, groups, states]`."""
+    dt = functional.softplus(dt + dt_bias)
+    heads = x.shape[2]
+    b, c = (each.repeat_interleave(heads // each.shape[2], 2) for each in (b, c))
+    state = x.new_zeros(x.shape[0], heads, x.shape[3], b.shape[3])
+    found = []
+    for step in range(x.shape[1]):
+        kept = (dt[:, step] * decay).exp()[..., None, None]
+        added = (dt[:, step, :, None] * x[:, step])[..., None] * b[:, step, :, None]
+        state = kept * state + added
+        found.append((state * c[:, step, :, None]).sum(-1))
+    found = torch.stack(found, 1) + D[:, None] * x
+    return found if z is None else found * functional.silu(z)
+
+
 _FORWARD = {
+    stand_ins.GatedRMSNorm: _gated_norm,
     stand_ins.RMSNorm: _norm,
     stand_ins.LayerNorm: _norm,
     stand_ins.Linear: _linear,
@@ -137,4 +188,14 @@ class _Split:
         return tensor.split(sizes, dim)
 
 
-_FUNCTIONS = {"_SplitAlongDim": _Split, "SplitAlongDim": _Split}
+def _l2norm(x: torch.Tensor, dim: int = -1, eps: float = 1e-6) -> torch.Tensor:
+    return x * (x.square().sum(dim, keepdim=True) + eps).rsqrt()
+
+
+_FUNCTIONS = {
+    "l2norm": _l2norm,
+    "_SplitAlongDim": _Split,
+    "SplitAlongDim": _Split,
+    "causal_conv1d_fn": _convolve,
+    "mamba_chunk_scan_combined": _scan,
+}

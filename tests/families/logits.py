@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare logits of Bridge's model, loaded from a release, with those of transformers, in one process.
 
-    python tests/families/logits.py ARCHITECTURE…
+    python tests/families/logits.py ROW…
 
-A line of JSON for each has the largest difference, as a part of the largest logit, or an error. Both models compute in
-float32 on the CPU, on the same tokens and without pictures and sounds.
+A row is an architecture, or one with a value of its text model's config.json, such as
+`Gemma2ForCausalLM: sliding_window=8`. Names of values in dicts are joined by dots. A line of JSON for each has the
+largest difference, as a part of the largest logit, or an error. Both models compute in float32 on the CPU, on the same
+tokens and without pictures and sounds.
 """
 
 import contextlib
+import inspect
 import io
 import json
 import logging
@@ -29,6 +32,7 @@ import computing
 import tiny
 import torch
 import transformers
+from safetensors.torch import load_file
 
 
 computing.install()  # before Megatron Core is imported
@@ -39,9 +43,6 @@ from megatron.bridge.verify import without_cuda  # noqa: E402
 
 
 LENGTH = 48
-# A row of this comparison alone.
-GELU = {"tie_word_embeddings": True, "hidden_act": "gelu"}
-tiny.ROWS["GemmaForCausalLM with the exact GELU"] = tiny.Row(values=GELU)
 # Fusions are kernels, and the linear attention of Megatron Core has PyTorch's operations in this mode.
 OVERRIDES = {
     "bf16": False,
@@ -59,20 +60,32 @@ OVERRIDES = {
     "cross_entropy_loss_fusion": False,
     "moe_token_dispatcher_type": "allgather",
     "moe_shared_expert_overlap": False,
+    "use_mamba_mem_eff_path": False,
     "deterministic_mode": True,
 }
 
 
-def imported(folder: Path, architecture: str) -> None:
-    """Make a tiny model and import it."""
+def imported(folder: Path, architecture: str, changed: str = "") -> None:
+    """Make a tiny model and import it, with a changed value of its config."""
     hf = tiny.make_model(folder / "hf", architecture)
+    if changed:
+        _change(hf / "config.json", *changed.split("=", 1))
     bridge.AutoBridge.import_ckpt(hf, folder / "megatron", **_options(architecture))
+
+
+def _change(path: Path, name: str, value: str) -> None:
+    config = json.loads(path.read_text("utf-8"))
+    *outer, last = name.split(".")
+    inner = config.get("text_config", config)
+    for each in outer:
+        inner = inner[each]
+    inner[last] = json.loads(value)
+    path.write_text(json.dumps(config), "utf-8")
 
 
 def apart(folder: Path, architecture: str) -> float:
     """Return how far the logits of a tiny model are apart."""
-    model_class = getattr(transformers, tiny.ROWS[architecture].model or architecture.partition(" ")[0])
-    exact = model_class.from_pretrained(folder / "hf", dtype=torch.float32, attn_implementation="eager").eval()
+    exact = _exact(folder / "hf", architecture)
     tokens = torch.randint(6, 380, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         wanted = exact(input_ids=tokens).logits.float()
@@ -83,6 +96,20 @@ def apart(folder: Path, architecture: str) -> float:
     return ((found - wanted).abs().max() / wanted.abs().max()).item()
 
 
+def _exact(hf: Path, architecture: str) -> Any:
+    """Load a tiny model with the code of transformers, or with that of Bridge, without what makes sounds."""
+    name = tiny.ROWS[architecture].model or architecture.partition(" ")[0]
+    config = transformers.AutoConfig.from_pretrained(hf)
+    if "Omni" in name:
+        name, config = name.replace("For", "ThinkerFor"), config.thinker_config
+    model_class, options = tiny.model_class(name), {"dtype": torch.float32, "attn_implementation": "eager"}
+    if "." in name:  # Bridge's code, whose buffers from_pretrained of transformers 5 leaves without values
+        model = model_class._from_config(config, **options)
+        model.load_state_dict(load_file(hf / "model.safetensors"))
+        return model.eval()
+    return model_class.from_pretrained(hf, config=config, key_mapping={r"^thinker\.": ""}, **options).eval()
+
+
 def _options(architecture: str) -> dict[str, bool]:
     return {"trust_remote_code": True} if tiny.ROWS[architecture].written else {}
 
@@ -91,33 +118,36 @@ def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     length = tokens.shape[1]
     positions = torch.arange(length).expand_as(tokens)
     mask = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
-    found = model(input_ids=tokens, position_ids=positions, attention_mask=mask)
+    kinds = {"mm_token_type_ids": torch.zeros_like(tokens)}  # text alone
+    taken = inspect.signature(model.forward).parameters
+    given = {name: value for name, value in kinds.items() if name in taken}
+    found = model(input_ids=tokens, position_ids=positions, attention_mask=mask, **given)
     return (found[0] if isinstance(found, tuple) else found).float()
 
 
 def main() -> None:
-    """Print a line of JSON for each architecture."""
+    """Print a line of JSON for each row."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     rows: dict[str, dict[str, Any]] = {name: {} for name in sys.argv[1:]}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        for name, row in rows.items():
-            _try(row, imported, Path(folder, name), name)
+        for place, (name, row) in enumerate(rows.items()):
+            _try(row, imported, Path(folder, str(place)), *name.split(": ", 1))
         without_cuda.answer_for_cuda()  # an import must not see it
         _leave_out_kernels()
         environment = dict(os.environ)
-        for name, row in rows.items():
+        for place, (name, row) in enumerate(rows.items()):
             os.environ.clear()
             os.environ.update(environment)  # Megatron Core sets NVTE_* to the attention of a model
             if "error" not in row:
-                _try(row, apart, Path(folder, name), name)
+                _try(row, apart, Path(folder, str(place)), name.split(": ")[0])
     for name, row in rows.items():
-        print(json.dumps({"architecture": name} | row), flush=True)
+        print(json.dumps({"row": name} | row), flush=True)
 
 
-def _try(row: dict[str, Any], step: Any, folder: Path, name: str) -> None:
+def _try(row: dict[str, Any], step: Any, folder: Path, *given: str) -> None:
     try:
-        row |= {"apart": step(folder, name)}
+        row |= {"apart": step(folder, *given)}
     except Exception as error:
         traceback.print_exc()
         row["error"] = " ".join(f"{type(error).__name__}: {error}".split())

@@ -122,10 +122,16 @@ _YARN = {
     "beta_slow": 1.0,
 }
 _MINISTRAL = _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+_SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}}
 _MINIMAX_M3 = {
     "projector_hidden_size": 64,
     "merged_hidden_size": 256,
-    "text_config": {"dense_intermediate_size": 128, "shared_intermediate_size": 32, "rotary_dim": 8},
+    "text_config": {
+        "dense_intermediate_size": 128,
+        "shared_intermediate_size": 32,
+        "rotary_dim": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0, "partial_rotary_factor": 0.5},
+    },
 }
 
 # What models of the hub have in config.json.
@@ -241,7 +247,20 @@ ROWS: dict[str, Row] = {
     "GemmaForCausalLM": Row(values=_TIED),
     "Glm4MoeForCausalLM": Row(),
     "Glm4MoeLiteForCausalLM": Row(values=_LATENT),
-    "Glm4vMoeForConditionalGeneration": Row(values={"text_config": {"head_dim": 16, "use_qk_norm": False}}),
+    "Glm4vMoeForConditionalGeneration": Row(
+        values={
+            "text_config": {
+                "head_dim": 16,
+                "use_qk_norm": False,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "partial_rotary_factor": 0.5,
+                    "mrope_section": [1, 1, 2],
+                },
+            }
+        }
+    ),
     "GlmMoeDsaForCausalLM": Row(
         values=_LATENT | {"index_head_dim": 32, "index_n_heads": 2}, published={"indexer_rope_interleave": True}
     ),
@@ -307,8 +326,10 @@ ROWS: dict[str, Row] = {
     "OlmoeForCausalLM with fewer key and value heads": Row(),
     "Qwen2AudioForConditionalGeneration": Row(),
     "Qwen2ForCausalLM": Row(),
-    "Qwen2_5OmniForConditionalGeneration": Row(values={"enable_audio_output": False}),
-    "Qwen2_5_VLForConditionalGeneration": Row(),
+    "Qwen2_5OmniForConditionalGeneration": Row(
+        values={"enable_audio_output": False, "thinker_config": {"text_config": _SECTIONS}}
+    ),
+    "Qwen2_5_VLForConditionalGeneration": Row(values={"text_config": _SECTIONS}),
     "Qwen3ASRForConditionalGeneration": Row(
         written={
             "model_type": "qwen3_asr",
@@ -329,7 +350,9 @@ ROWS: dict[str, Row] = {
     "Qwen3ForCausalLM": Row(),
     "Qwen3MoeForCausalLM": Row(),
     "Qwen3NextForCausalLM": Row(),
-    "Qwen3OmniMoeForConditionalGeneration": Row(values={"enable_audio_output": False}),
+    "Qwen3OmniMoeForConditionalGeneration": Row(
+        values={"enable_audio_output": False, "thinker_config": {"text_config": _SECTIONS}}
+    ),
     "Qwen3VLForConditionalGeneration": Row(),
     "Qwen3VLMoeForConditionalGeneration": Row(),
     "Qwen3_5ForCausalLM": Row(),
@@ -370,6 +393,12 @@ def _small(config: dict[str, Any], values: dict[str, Any], sizes: dict[str, Any]
     return made | kept | given
 
 
+def _turned(rope: dict[str, Any]) -> dict[str, Any]:
+    """Return `rope_parameters`, of all layers or of each kind of them, with bases of its own."""
+    made = {name: _turned(value) if isinstance(value, dict) else value for name, value in rope.items()}
+    return made | ({"rope_theta": rope["rope_theta"] * 2} if "rope_theta" in rope else {})
+
+
 def config(architecture: str) -> dict[str, Any]:
     """Return what a row says of config.json."""
     row = ROWS[architecture]
@@ -399,15 +428,18 @@ def make_model(folder: Path, architecture: str) -> Path:
 
 def _made(folder: Path, row: Row, name: str) -> dict[str, torch.Tensor]:
     """Save a model of a class of transformers or of Bridge, and return its tensors."""
-    if "." in name:
-        module = importlib.import_module(name)
-        (model_class,) = (each for each in vars(module).values() if getattr(each, "__name__", "") in ROWS)
-    else:
-        model_class = getattr(transformers, name)
-    config_class = model_class.config_class
-    config = config_class.from_dict(_small(config_class().to_dict(), row.values))
-    model_class._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    made = model_class(name)
+    config = made.config_class.from_dict(_small(made.config_class().to_dict(), row.values))
+    made._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     return load_file(folder / "model.safetensors")
+
+
+def model_class(name: str) -> Any:
+    """Return a class of transformers, or the one of a module of Bridge."""
+    if "." not in name:
+        return getattr(transformers, name)
+    (found,) = (each for each in vars(importlib.import_module(name)).values() if getattr(each, "__name__", "") in ROWS)
+    return found
 
 
 def _write_config(folder: Path, architecture: str, values: dict[str, Any]) -> None:
