@@ -10,10 +10,10 @@ change = Change(
     message="""\
 fix(model): give the norms behind a layer's outputs their epsilon
 
-Gemma 2 to 4 and EXAONE 4 have norms behind attention and MLP. Bridge built
+Gemma 2 and 3 and EXAONE 4 have norms behind attention and MLP. Bridge built
 them with the default of Transformer Engine, 1e-5. Gemma's is 1e-6.
 """,
-    why="Gemma 2 to 4 and EXAONE 4 compute with the epsilon of their config in every norm.",
+    why="Gemma 2 and 3 and EXAONE 4 compute with the epsilon of their config in every norm.",
     edits=[
         File(
             f"models/{file}.py",
