@@ -4,6 +4,7 @@
 import logging
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from transformers.activations import ACT2FN
@@ -22,7 +23,7 @@ _WHOLE = {
         (
             "head_dim", "hidden_size", "intermediate_size", "kv_lora_rank", "max_position_embeddings",
             "moe_intermediate_size", "num_attention_heads", "num_experts_per_tok", "num_hidden_layers",
-            "num_key_value_heads", "v_head_dim", "vocab_size",
+            "num_key_value_heads", "qk_head_dim", "v_head_dim", "vocab_size",
         ),
         1,
     ),
@@ -30,6 +31,8 @@ _WHOLE = {
 }  # fmt: skip
 # Of these, null means something.
 _OR_NULL = ("head_dim", "kv_lora_rank", "max_position_embeddings", "n_group", "topk_group")
+# What transformers or Bridge reads, whether the class of the config has it or not.
+_READ_BY_ALL = ("head_dim", "n_group", "topk_group")
 _ABOVE_ZERO = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor")
 _NUMBERS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "partial_rotary_factor")
 # What a scaling of RoPE needs.
@@ -71,9 +74,13 @@ def value_problems(config: Any) -> Iterator[str]:
         config: A config of a family in `FAMILIES`, in transformers' class.
     """
     values = config.to_dict()
+    declared = _declared(type(config))
     for key, least in _WHOLE.items():
-        if key in values and not _is_whole(values[key], least) and (values[key] is not None or key not in _OR_NULL):
-            yield f"{key} is {values[key]!r}, expected a whole number of {least} or more"
+        value = values.get(key)
+        if key not in declared and key not in _READ_BY_ALL or value is None and (key in _OR_NULL or key not in values):
+            continue
+        if not _is_whole(value, least):
+            yield f"{key} is {value!r}, expected a whole number of {least} or more"
     for key in ("rms_norm_eps", "norm_eps"):
         if key in values and not _is_number(values[key], 0.0):
             yield f"{key} is {values[key]!r}, expected a number of 0 or more"
@@ -90,6 +97,11 @@ def value_problems(config: Any) -> Iterator[str]:
     yield from _windows(config)
     yield from _experts(config)
     yield from _rope(rope_scaling.rope_parameters(config))
+
+
+@cache
+def _declared(kind: type) -> frozenset[str]:
+    return frozenset(kind().to_dict())
 
 
 def _is_whole(value: Any, least: int) -> bool:
