@@ -32,6 +32,9 @@ CONFIGS = {
     "Glm4Moe": {"model_type": "glm4_moe", **ROUTED},
     "GptOss": {"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2},
     "Olmoe": {"model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 2},
+    "Exaone4": {"model_type": "exaone4", "sliding_window": 8, "sliding_window_pattern": "LLLG"},
+    "Gemma2": {"model_type": "gemma2", "sliding_window_size": 4096, "cache_implementation": "hybrid"},
+    "Gemma3": {"model_type": "gemma3_text", "rope_local_base_freq": 10000, "sliding_window_pattern": 2},
 }
 
 
@@ -68,6 +71,8 @@ def test_plain_config_is_taken(tmp_path: Path, name: str) -> None:
         ("Glm4Moe", {"tie_word_embeddings": True}, "tie_word_embeddings is True, Bridge's model has False"),
         ("GptOss", {"attention_bias": False}, "attention_bias is False, expected True"),
         ("Olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0, expected None"),
+        ("Gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu', Bridge's model has fast_gelu"),
+        ("Gemma3", {"final_logit_softcapping": 5.0}, "final_logit_softcapping is 5.0, expected None"),
     ],
 )
 def test_another_model_is_refused(

@@ -45,7 +45,7 @@ COMPARED = frozenset({
     "decoder_sparse_step", "first_k_dense_replace", "head_dim", "hidden_act", "hidden_activation", "layer_types",
     "max_window_layers", "mlp_layer_types", "mlp_only_layers", "moe_layer_freq", "num_key_value_heads",
     "num_local_experts", "original_max_position_embeddings", "partial_rotary_factor", "qk_head_dim",
-    "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "use_sliding_window",
+    "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "sliding_window_pattern", "use_sliding_window",
 })  # fmt: skip
 
 # The values with which the models of all families are Megatron Core's.

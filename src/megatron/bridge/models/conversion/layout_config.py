@@ -13,8 +13,6 @@ from megatron.bridge.models.conversion.config_keys import DENSE, Keys
 
 _EXPERTS = DENSE | {"num_experts_per_tok": "moe_router_topk"}
 _GEMMA = {"attention_bias": (False, None), "use_bidirectional_attention": (None, False)}
-# From which `layer_types` follows.
-_PATTERN = {"sliding_window_pattern": (None, *range(65))}
 
 FAMILIES = {
     "gemma2": Keys(
@@ -28,10 +26,10 @@ FAMILIES = {
     ),
     "gemma3_text": Keys(
         DENSE,
-        only=_GEMMA | _PATTERN | {"final_logit_softcapping": (None,), "attn_logit_softcapping": (None,)},
+        only=_GEMMA | {"final_logit_softcapping": (None,), "attn_logit_softcapping": (None,)},
         never={"query_pre_attn_scalar": (0,)},  # `problems` compares it
     ),
-    "exaone4": Keys(DENSE, only=_PATTERN),
+    "exaone4": Keys(DENSE),
     "exaone_moe": Keys(
         _EXPERTS
         | {
@@ -42,7 +40,7 @@ FAMILIES = {
             "routed_scaling_factor": "moe_router_topk_scaling_factor",
         },
         products={"num_shared_experts": ("moe_intermediate_size", "moe_shared_expert_intermediate_size")},
-        only=_PATTERN | {"norm_topk_prob": (True,)},
+        only={"norm_topk_prob": (True,)},
         never={"num_experts_per_tok": (1,), "routed_scaling_factor": (0.0,)},
     ),
     "minimax_m2": Keys(
