@@ -2,9 +2,11 @@
 """AutoBridge finds the module of an architecture in a table."""
 
 from fork.change import Change
-from fork.edits import File, add_import, call, define, ifs, insert_after, insert_before
+from fork.edits import File, add_import, call, define, ifs, insert_after, insert_before, insert_first
 
 
+CONFIGS = "families.import_configs()"
+READING = ("from_hf_pretrained", "can_handle", "import_ckpt")
 REGISTRY = 'hasattr(model_bridge.get_model_bridge, "_exact_types")'
 
 change = Change(
@@ -25,7 +27,9 @@ Such a family is found all the same, by importing all of them.
             "models/conversion/auto_bridge.py",
             [
                 add_import("from megatron.bridge.models.conversion import families"),
-                insert_after("", define("AutoBridge"), "families.import_configs()"),
+                insert_after("", define("AutoBridge"), "families.register_configs()"),
+                *(insert_first(f"AutoBridge.{each}", CONFIGS) for each in READING),
+                insert_first("AutoBridge.from_auto_config", CONFIGS, releases=">=0.5"),
                 insert_before("AutoBridge.list_supported_models", ifs(REGISTRY), "families.import_all()"),
                 insert_before("AutoBridge._validate_config", ifs(REGISTRY), "families.import_family(arch_key)"),
                 insert_before(

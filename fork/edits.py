@@ -443,6 +443,72 @@ def wrap_imports(template: str, *, releases: str = "") -> Edit:
     return Edit("wrap imports", apply, releases)
 
 
+def defer_imports(template: str, here: str, *deferred: str, releases: str = "") -> Edit:
+    """Moves `from` imports at module level behind the others, to where `template` has a line {}.
+
+    A function or method first imports, from the module itself, what it uses of them. So it also sees what a test has
+    put in the place of a name. Annotations need nothing, for they aren't evaluated.
+
+    Args:
+        template: Statements with a line {} for the imports. They give the module a `__getattr__`.
+        here: The full name of the module that is edited.
+        *deferred: The modules whose names are moved, and the modules that are. The source may lack some of them, for
+            upstream versions differ.
+        releases: Specifier of the upstream versions that need the edit.
+    """
+    statements = template.replace("{}", syntax.HOLE)
+    hole = m.SimpleStatementLine(body=[m.Expr(value=m.Name(syntax.HOLE))])
+
+    def is_deferred(node: cst.ImportFrom, alias: cst.ImportAlias) -> bool:
+        origin = syntax.origin(node)
+        return origin in deferred or f"{origin}.{alias.evaluated_name}" in deferred
+
+    def from_here(names: set[str]) -> cst.SimpleStatementLine:
+        return cst.parse_statement(f"from {here} import {', '.join(sorted(names))}")
+
+    def apply(module: cst.Module) -> cst.Module:
+        lines = [line for line in module.body if m.matches(line, m.SimpleStatementLine(body=[m.ImportFrom()]))]
+        moved: list[cst.ImportFrom] = []
+        table: dict = {}
+        for line in lines:
+            node = line.body[0]
+            names = [alias for alias in node.names if is_deferred(node, alias)]
+            if not names:
+                continue
+            moved.append(syntax.with_aliases(node, names))
+            rest = [alias for alias in node.names if alias not in names]
+            bare = cst.RemoveFromParent()
+            table[line] = line.with_changes(body=[syntax.with_aliases(node, rest)]) if rest else bare
+        if not moved:
+            within = m.findall(module, m.With() & m.MatchIfTrue(lambda node: node in module.body))
+            present = [node for block in within for node in m.findall(block, m.ImportFrom())]
+            if not any(is_deferred(node, alias) for node in present for alias in node.names):
+                raise EditError(f"expected imports of {', '.join(deferred)} at module level, found none")
+            return module
+        names = {alias.evaluated_alias or alias.evaluated_name for node in moved for alias in node.names}
+        paths = [(module, line) for line in table]
+        for path, used in syntax.used_in_functions(module, names):
+            body = path[-1].body
+            if not isinstance(body, cst.IndentedBlock):
+                raise EditError(f"expected a body of {path[-1].name.value} on lines of its own")
+            at = 0 if path[-1].get_docstring() is None else 1
+            table[body] = body.with_changes(body=[*body.body[:at], from_here(used), *body.body[at:]])
+            paths.append((*path, body))
+        # Those that only functions use look unused, to a linter.
+        marked = cst.TrailingWhitespace(cst.SimpleWhitespace("  "), cst.Comment("# noqa: F401"))
+        imports = [cst.SimpleStatementLine([node], trailing_whitespace=marked) for node in moved]
+
+        def fill(line: cst.CSTNode, _: object) -> cst.FlattenSentinel:
+            return cst.FlattenSentinel([imports[0].with_changes(leading_lines=line.leading_lines), *imports[1:]])
+
+        block = [m.replace(each, hole, fill) for each in syntax.parse_statements(statements)]
+        place = [line for line in lines if not isinstance(table.get(line), cst.RemovalSentinel)][-1]
+        table[place] = cst.FlattenSentinel([table.get(place, place), *block])
+        return syntax.rewrite(module, table, [*paths, (module, place)])
+
+    return Edit("defer imports", apply, releases)
+
+
 def _describe(node: syntax.Matcher, scope: str) -> str:
     return f"{_told(node)} in {scope}" if scope else _told(node)
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import libcst as cst
 import libcst.matchers as m
+from libcst import metadata
 
 from fork.errors import EditError
 
@@ -440,3 +441,51 @@ def with_import(
     likes = likes or [line for line in others if (root(line) in STANDARD) == (root(new) in STANDARD)] or others
     place = likes[-1]
     return rewrite(module, {place: cst.FlattenSentinel([place, new])}, [(module, place)])
+
+
+def with_aliases(node: cst.ImportFrom, aliases: Sequence[cst.ImportAlias]) -> cst.ImportFrom:
+    """Returns a `from` import of `aliases` only."""
+    bare = [alias.with_changes(comma=cst.MaybeSentinel.DEFAULT) for alias in aliases]
+    return node.with_changes(names=bare, lpar=None, rpar=None)
+
+
+def used_in_functions(module: cst.Module, names: Iterable[str]) -> list[tuple[Path, set[str]]]:
+    """Returns the paths of the outermost functions and methods that use global `names` when called, and which.
+
+    Raises:
+        EditError: One is used outside of a function, or annotations are evaluated.
+    """
+    names = set(names)
+    wrapper = metadata.MetadataWrapper(module, unsafe_skip_copy=True)
+    used: dict[cst.CSTNode, set[str]] = {}
+    for scope in {scope for scope in wrapper.resolve(metadata.ScopeProvider).values() if scope is not None}:
+        for access in scope.accesses:
+            named = {each.name for each in access.referents if _is_global(each.scope)} & names
+            # The text of a type hint isn't evaluated.
+            if not named or access.is_annotation or isinstance(access.node, cst.BaseString):
+                continue
+            around = [access.scope]
+            while not _is_global(around[-1]):
+                around.append(around[-1].parent)
+            functions = [each.node for each in around if isinstance(getattr(each, "node", None), cst.FunctionDef)]
+            if not functions:
+                raise EditError(f"expected {', '.join(sorted(named))} in functions only, found it at module level")
+            used.setdefault(functions[-1], set()).update(named)
+    if not any(m.matches(line, _FUTURE) for line in module.body):
+        raise EditError("expected `from __future__ import annotations`, found annotations that are evaluated")
+    functions = find(module, "", m.MatchIfTrue(lambda node: node in used))
+    return [(path, used[path[-1]]) for path in functions]
+
+
+_FUTURE = m.SimpleStatementLine(
+    body=[
+        m.ImportFrom(
+            module=m.Name("__future__"),
+            names=[m.ZeroOrMore(), m.ImportAlias(name=m.Name("annotations")), m.ZeroOrMore()],
+        )
+    ]
+)
+
+
+def _is_global(scope: metadata.Scope) -> bool:
+    return isinstance(scope, metadata.GlobalScope)

@@ -16,6 +16,7 @@ from fork.edits import (
     add_parameter,
     assign,
     call,
+    defer_imports,
     define,
     expression,
     ifs,
@@ -35,6 +36,9 @@ from fork.formatting import tidy
 def apply(source: str, *edits, release: str = "1.0") -> str:
     return File("file.py", edits).apply(textwrap.dedent(source), release)
 
+
+DEFER = defer_imports("with later(__name__):\n    # Later.\n    {}", "pkg.here", "pkg.big")
+FUTURE = "from __future__ import annotations\n"
 
 CASES = {
     "parameter: last of one line": (
@@ -508,6 +512,76 @@ CASES = {
         "from pkg.a import y\n",
         "from pkg.a import y, z as q\n",
     ),
+    "deferred imports: into functions and a block": (
+        [DEFER],
+        '''
+        from __future__ import annotations
+
+        from typing import Generic
+
+        from pkg.big import (
+            One,
+            Two as Second,
+        )
+        from pkg import big, small
+        from pkg.small import light
+
+        x = light(small)
+
+
+        def f(a: One) -> Second:
+            """Do."""
+            b: One = light(a)
+            return [big.g(One, c) for c in b]
+
+
+        class C(Generic[x]):
+            def method(self, One):
+                return One, "Second"
+
+            @property
+            def inner(self):
+                def nested():
+                    return Second
+
+                return nested
+        ''',
+        '''
+        from __future__ import annotations
+
+        from typing import Generic
+
+        from pkg import small
+        from pkg.small import light
+
+        with later(__name__):
+            # Later.
+            from pkg.big import One, Two as Second  # noqa: F401
+            from pkg import big  # noqa: F401
+
+        x = light(small)
+
+
+        def f(a: One) -> Second:
+            """Do."""
+            from pkg.here import One, big
+            b: One = light(a)
+            return [big.g(One, c) for c in b]
+
+
+        class C(Generic[x]):
+            def method(self, One):
+                return One, "Second"
+
+            @property
+            def inner(self):
+                from pkg.here import Second
+                def nested():
+                    return Second
+
+                return nested
+        ''',
+    ),
     "imports together: in the place of the first": (
         [wrap_imports("from pkg.lazy import later\n\n\nwith later(__name__):\n    {}")],
         '''
@@ -582,6 +656,25 @@ REFUSED = {
     "elif": (insert_before("", ifs("b"), "c()"), "if a: 1\nelif b: 2", "`elif` or a one-line block"),
     "one-line block": (insert_before("", call("g"), "c()"), "if a: g()", "`elif` or a one-line block"),
     "not a statement": (replace("", m.Arg(), "x"), "g(y)", "expected an expression or a statement, found Arg"),
+    "no import to defer": (
+        DEFER,
+        "from pkg.small import x",
+        "expected imports of pkg.big at module level, found none",
+    ),
+    "deferred at module level": (
+        DEFER,
+        f"{FUTURE}from pkg.big import x\ny = x",
+        "expected x in functions only, found it at",
+    ),
+    "deferred in a lambda": (DEFER, f"{FUTURE}from pkg.big import x\ny = lambda: x", "expected x in functions only"),
+    "deferred default": (
+        DEFER,
+        f"{FUTURE}from pkg.big import x\ndef f(a=x):\n    pass",
+        "expected x in functions only",
+    ),
+    "deferred base": (DEFER, f"{FUTURE}from pkg.big import x\nclass A(x):\n    pass", "expected x in functions only"),
+    "deferred one-liner": (DEFER, f"{FUTURE}from pkg.big import x\ndef f(): x()", "a body of f on lines of its own"),
+    "annotations that are evaluated": (DEFER, "from pkg.big import x", "found annotations that are evaluated"),
     "no import to go by": (add_import("import x"), "y = 1", "found none"),
 }
 

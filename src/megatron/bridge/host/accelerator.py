@@ -11,7 +11,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 
 __all__ = ["backend", "device", "is_available", "seed", "with_process_group"]
@@ -77,6 +76,8 @@ def with_process_group(convert: Callable[P, T]) -> Callable[P, T]:
 @contextmanager
 def gloo_group(alone: bool = False) -> Iterator[None]:
     """Has a gloo group of the ranks that torchrun started, or of this process `alone`."""
+    from megatron.core import parallel_state
+
     if dist.is_torchelastic_launched() and not alone:
         store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
         # The ranks of a second group would look for one another where those of the first were.

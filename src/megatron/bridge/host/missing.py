@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from megatron.core.extensions.transformer_engine import HAVE_TE
-
 from megatron.bridge.host import accelerator
 
 
@@ -36,6 +34,8 @@ def explain_missing(convert: Callable[Concatenate[Any, P], T]) -> Callable[Conca
         try:
             return convert(self, *args, **kwargs)
         except Exception as error:
+            from megatron.core.extensions.transformer_engine import HAVE_TE
+
             present = {"Transformer Engine": HAVE_TE, "accelerator": accelerator.is_available()}
             missing = [name for name, is_present in present.items() if not is_present]
             if not missing or not (isinstance(error, ImportError | StopIteration) or _MISSING.search(str(error))):

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megatron.bridge.models.conversion import families
 from megatron.bridge.utils.deferred_package import DeferredPackage
 from megatron.bridge.utils.deferred_scans import short_scans
 from megatron.bridge.utils.lazy_imports import lazy_imports
 
 
+AUTO_BRIDGE = "megatron.bridge.models.conversion.auto_bridge"
 COMPILER = "torch._dynamo"
 SYMBOLS = "torch.fx.experimental.symbolic_shapes"
 PACKAGES = (
@@ -75,6 +77,9 @@ def lean_imports() -> Iterator[None]:
     gc.disable()
     try:
         yield
+        # AutoBridge imports what it converts with when it is used, which is after the block.
+        if AUTO_BRIDGE in sys.modules:
+            families.import_configs()
     finally:
         # torch.distributed uses the compiler if it finds it imported.
         if COMPILER in deferred and deferred[COMPILER].is_active:

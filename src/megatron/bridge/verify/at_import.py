@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.bridge.models.conversion.config_check import remarks
-from megatron.bridge.models.conversion.rope_scaling import own_config
 from megatron.bridge.release_checkpoint import proof as records
 from megatron.bridge.release_checkpoint.payload import examine_payload
-from megatron.bridge.utils.common_utils import get_rank_safe
 from megatron.bridge.verify.memory import fits
 from megatron.bridge.verify.process import IN_PROOF, Process
 from megatron.bridge.verify.proof import is_quantized, prove, prove_twin, why_not
@@ -68,6 +65,10 @@ def start(bridge: Any, source: str | os.PathLike, verify: bool | None, strict: b
         strict: Whether a model that differs is refused.
         **options: What `import_ckpt` passes to `from_hf_pretrained`.
     """
+    from megatron.bridge.models.conversion.config_check import remarks
+    from megatron.bridge.models.conversion.rope_scaling import own_config
+    from megatron.bridge.utils.common_utils import get_rank_safe
+
     running = _running.get()
     if running is None or verify is False or get_rank_safe() != 0 or IN_PROOF in os.environ:
         return

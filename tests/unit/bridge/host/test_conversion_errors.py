@@ -20,7 +20,7 @@ class Bridge:
 
 @pytest.fixture(params=["no Transformer Engine and no accelerator", "no Transformer Engine"])
 def lacking(request, monkeypatch):
-    monkeypatch.setattr(missing, "HAVE_TE", False)
+    monkeypatch.setattr("megatron.core.extensions.transformer_engine.HAVE_TE", False)
     monkeypatch.setattr(accelerator, "is_available", lambda: "accelerator" not in request.param)
     return request.param
 
@@ -44,7 +44,7 @@ def test_a_mistake_of_the_caller_is_not_blamed_on_the_host(lacking):
 
 
 def test_a_host_that_lacks_nothing_keeps_its_errors(monkeypatch):
-    monkeypatch.setattr(missing, "HAVE_TE", True)
+    monkeypatch.setattr("megatron.core.extensions.transformer_engine.HAVE_TE", True)
     monkeypatch.setattr(accelerator, "is_available", lambda: True)
     with pytest.raises(ImportError, match="mamba_ssm"):
         Bridge().convert(ImportError("No module named 'mamba_ssm'"))

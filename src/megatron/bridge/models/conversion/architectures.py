@@ -3,8 +3,6 @@
 
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 
 def check_named(config: Any, path: str | None) -> None:
     """Refuse a config without `architectures`, by which Bridge goes. transformers goes by `model_type`.
@@ -18,6 +16,8 @@ def check_named(config: Any, path: str | None) -> None:
     """
     if getattr(config, "architectures", None):
         return
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     kind = getattr(config, "model_type", None)
     made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind or "")
     example = f'"architectures": ["{made}"]' if made else "those of the published model"

@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from megatron.bridge.models.conversion import layout_config, rope_scaling, router_groups
 from megatron.bridge.models.conversion.config_keys import (
@@ -157,6 +156,8 @@ def _read(kind: type) -> frozenset[str]:
 
 def _architecture(config: Any) -> Iterator[str]:
     """Bridge goes by `architectures`, transformers by `model_type`."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type].replace("Ministral", "Mistral")
     named = [each for each in getattr(config, "architectures", None) or () if each.endswith("ForCausalLM")]
     if named and named[0].lower() != made.lower():  # EXAONE MoE has two spellings

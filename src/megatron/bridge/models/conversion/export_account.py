@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from megatron.core import parallel_state
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
-from megatron.bridge.host.layout import FUSED_NORMS
 from megatron.bridge.models.conversion import accounting, trained_config
 from megatron.bridge.models.conversion.hf_files import some
 from megatron.bridge.models.conversion.safetensors_header import in_one_line
@@ -30,6 +26,8 @@ from megatron.bridge.release_checkpoint.metadata import read_metadata
 
 
 if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
     from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -194,6 +192,8 @@ def check_stored(state_dict: Mapping[str, Any], checkpoint_path: str | Path) -> 
 
 def ranks_hold_parts() -> bool:
     """Return whether each of several ranks holds a part of the model only."""
+    from megatron.core import parallel_state
+
     if not parallel_state.model_parallel_is_initialized():
         return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     sizes = (
@@ -206,11 +206,16 @@ def ranks_hold_parts() -> bool:
 
 def _twins(key: str) -> set[str]:
     """Return the keys under which the same norm may be stored, with and without Transformer Engine."""
+    from megatron.bridge.host.layout import FUSED_NORMS
+
     pairs = [(own, fused) for own, fused, _ in FUSED_NORMS]
     return {key.replace(one, other) for pair in pairs for one, other in (pair, pair[::-1]) if one in key}
 
 
-def _sharded(state_dict: Any) -> Iterator[ShardedTensor]:
+def _sharded(state_dict: Any) -> "Iterator[ShardedTensor]":
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
     for entry in nested_values(state_dict):
         if isinstance(entry, ShardedTensorFactory):
             yield from _sharded(entry.build())

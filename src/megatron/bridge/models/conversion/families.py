@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from megatron.bridge.models.conversion import model_bridge
-from megatron.bridge.models.decorators.dispatch import _Dispatch
-
 
 FAMILIES = {
     "BailingMoeV2ForCausalLM": "models.bailing.bailing_moe2_bridge",
@@ -86,6 +83,13 @@ _WITH_CONFIGS = (
 )
 """The modules that register a configuration with transformers, which is read before the architecture is known."""
 
+_CONFIGS = {
+    "bailing_moe_v2": "models.bailing.configuration_bailing_moe_v2.BailingMoeV2Config",
+    "step3p5": "models.stepfun.configuration_step35.Step35Config",
+    "step3p7": "models.stepfun.configuration_step37.Step37Config",
+}
+"""Those of the configurations that can be imported without their families."""
+
 _GATHERING = ("models", "diffusion.models")
 """The packages below megatron.bridge that import every module with a bridge."""
 
@@ -105,6 +109,16 @@ def import_family(architecture: type | str) -> None:
             _import(FAMILIES[name])
     if not _is_registered(name):
         import_all()
+
+
+def register_configs() -> None:
+    """Register with transformers the configurations that need no import of a family."""
+    from transformers import AutoConfig
+
+    for model_type, name in _CONFIGS.items():
+        module, _, kind = name.rpartition(".")
+        if (found := _import(module)) is not None:
+            AutoConfig.register(model_type, getattr(found, kind), exist_ok=True)
 
 
 def import_configs() -> None:
@@ -134,12 +148,17 @@ def _import(name: str) -> ModuleType | None:
 
 
 def _is_registered(name: str) -> bool:
+    from megatron.bridge.models.conversion import model_bridge
+
     return any(getattr(key, "__name__", key) == name for key in model_bridge.get_model_bridge._exact_types)
 
 
 @contextmanager
 def _keeping_registrations() -> Iterator[None]:
     """Let what was registered before win, for a user's own bridge replaces Bridge's."""
+    from megatron.bridge.models.conversion import model_bridge
+    from megatron.bridge.models.decorators.dispatch import _Dispatch
+
     dispatchers = [value for value in vars(model_bridge).values() if isinstance(value, _Dispatch)]
     before = [dict(each._exact_types) for each in dispatchers]
     try:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from megatron.core.transformer.utils import is_layer_window_attention
 
 
 # Families of GPTModelProvider whose layers have one RoPE for all.
@@ -119,6 +118,8 @@ def _carry_windows(provider: Any, config: Any) -> None:
 
 def megatron_windows(provider: Any) -> list[int | None]:
     """Return the sliding window of each layer of a provider's model, None for a layer without one."""
+    from megatron.core.transformer.utils import is_layer_window_attention
+
     size, skipped = provider.window_size, getattr(provider, "window_attn_skip_freq", None)
     layers = range(1, provider.num_layers + 1)
     if pattern := getattr(provider, "interleaved_attn_pattern", None):

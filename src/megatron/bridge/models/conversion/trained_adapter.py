@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 
 from megatron.bridge.host import accelerator
 from megatron.bridge.models.hf_pretrained.export_staging import exports_whole
@@ -154,6 +153,8 @@ def _run_config(payload: str) -> dict[str, Any]:
 
 def _adapted(bridge: "AutoBridge", payload: str, lora: Any) -> "list[MegatronModule]":
     """Return a model without weights, with adapters that have theirs."""
+    from megatron.core import dist_checkpointing
+
     from megatron.bridge.models.conversion.streaming.checkpoint import StreamingLoadStrategy
     from megatron.bridge.models.conversion.streaming.model import meta_model
     from megatron.bridge.models.conversion.streaming.tensor import PiecewiseTensor

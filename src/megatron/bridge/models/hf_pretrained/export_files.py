@@ -24,7 +24,6 @@ from megatron.bridge.models.hf_pretrained.model_files import (
     names_in,
 )
 from megatron.bridge.release_checkpoint.layout import HF_FILES, RELEASE, resolve_checkpoint
-from megatron.bridge.utils.common_utils import get_rank_safe
 
 
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ class OwnFiles:
 
         Every rank may call it; rank 0 does it.
         """
+        from megatron.bridge.utils.common_utils import get_rank_safe
+
         if not self.files or get_rank_safe() != 0:
             return
         written = {name for name, state in _states(self.target).items() if self.before.get(name) != state}

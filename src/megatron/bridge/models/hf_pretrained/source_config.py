@@ -19,7 +19,6 @@ from megatron.bridge.models.conversion.safetensors_header import DTYPES, read_he
 from megatron.bridge.models.hf_pretrained.export_files import OwnFiles
 from megatron.bridge.models.hf_pretrained.model_files import CONFIG, write
 from megatron.bridge.models.hf_pretrained.safe_config_loader import safe_load_config_with_retry
-from megatron.bridge.utils.common_utils import get_rank_safe
 
 
 if TYPE_CHECKING:
@@ -51,6 +50,8 @@ class OwnConfig:
         Args:
             bridge: The bridge that has exported.
         """
+        from megatron.bridge.utils.common_utils import get_rank_safe
+
         if get_rank_safe() != 0:
             return
         own, config = json.loads(self.text), json.loads(self.text)
