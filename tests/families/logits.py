@@ -134,7 +134,7 @@ def main() -> None:
         for place, (name, row) in enumerate(rows.items()):
             _try(row, imported, Path(folder, str(place)), *name.split(": ", 1))
         without_cuda.answer_for_cuda()  # an import must not see it
-        _leave_out_kernels()
+        computing.leave_out_kernels()
         environment = dict(os.environ)
         for place, (name, row) in enumerate(rows.items()):
             os.environ.clear()
@@ -151,12 +151,6 @@ def _try(row: dict[str, Any], step: Any, folder: Path, *given: str) -> None:
     except Exception as error:
         traceback.print_exc()
         row["error"] = " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _leave_out_kernels() -> None:
-    from megatron.core.transformer.moe import moe_utils
-
-    moe_utils.te_general_gemm = None
 
 
 if __name__ == "__main__":

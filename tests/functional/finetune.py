@@ -60,6 +60,8 @@ def provide_model(
     """Build one rank's part of the model. `megatron.training.training.get_model` calls this for every stage."""
     args = get_args()
     config = given.get("config") or arguments.core_transformer_config_from_args(args)
+    if getattr(args, "hybrid_layer_pattern", None):
+        return _hybrid_model(args, config, pre_process, post_process)
     groups = {name: given[name] for name in ("pg_collection",) if given.get(name) is not None}
     same_name = ("position_embedding_type", "rotary_base", "rotary_percent")
     return GPTModel(
@@ -78,6 +80,24 @@ def provide_model(
         seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
         vp_stage=vp_stage,
         **groups,
+    )
+
+
+def _hybrid_model(args: Any, config: Any, pre_process: bool, post_process: bool) -> Any:
+    """Build a model with Mamba layers by the arguments that `pretrain_hybrid.py` of core 0.19 passes."""
+    from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
+    from megatron.core.models.hybrid.hybrid_model import HybridModel
+
+    same_name = ("hybrid_layer_pattern", "position_embedding_type", "rotary_percent", "rotary_base")
+    return HybridModel(
+        config=config,
+        hybrid_stack_spec=hybrid_stack_spec,
+        vocab_size=args.padded_vocab_size,
+        max_sequence_length=args.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+        **{name: getattr(args, name) for name in same_name},
     )
 
 

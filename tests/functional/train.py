@@ -16,6 +16,7 @@ this file again (`megatron/core/dist_checkpointing/strategies/filesystem_async.p
 import argparse
 import gc
 import sys
+from pathlib import Path
 
 
 # Megatron-LM and transformers import these if they are installed, but don't need them. They are installed because
@@ -29,8 +30,18 @@ def take_own_flags() -> argparse.Namespace:
     parser.add_argument("--record", metavar="DIR", help="record the losses and batches of each iteration")
     parser.add_argument("--megatron-lm", metavar="DIR", help="run pretrain_gpt.py of this checkout of Megatron-LM")
     parser.add_argument("--packages-of", metavar="DIR", help="run finetune.py with the packages of this checkout")
+    parser.add_argument("--stand-ins", action="store_true", help="compute with stand-ins for Transformer Engine's modules")
     given, sys.argv[1:] = parser.parse_known_args()
     return given
+
+
+def install_stand_ins() -> None:
+    """Let Megatron Core find Transformer Engine, mamba-ssm, and FLA, which compute on the CPU."""
+    sys.path.append(str(Path(__file__).parents[1] / "families"))
+    import computing
+
+    computing.install()
+    sys.modules["transformer_engine.pytorch.optimizers"] = None  # PyTorch's own are used instead
 
 
 if __name__ == "__main__":
@@ -44,6 +55,8 @@ if __name__ == "__main__":
     found = cuda_emulation.accelerator()
     if found is None:
         sys.modules.update(dict.fromkeys(OPTIONAL))
+        if given.stand_ins:
+            install_stand_ins()
         cuda_emulation.install()
     if found == "rocm":
         platforms.save_from_pageable_memory()
@@ -53,6 +66,8 @@ if __name__ == "__main__":
     gc.disable()
     import finetune
 
+    if given.stand_ins:
+        sys.modules["computing"].leave_out_kernels()
     gc.freeze()
     gc.enable()
     finetune.main(given)
