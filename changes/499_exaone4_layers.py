@@ -41,4 +41,5 @@ Give each layer the positions and the window that the config names.
     unchanged=["EXAONE 4 1.2B, which has no sliding windows."],
     tested=["Logits of a tiny model beside transformers', on the CPU."],
     tests={"tests/unit/bridge/test_exaone4_layers.py": "models/exaone/"},
+    stands_on=["config-check"],
 )

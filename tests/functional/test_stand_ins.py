@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Megatron-LM trains on the CPU what needs Transformer Engine or mamba-ssm, with stand-ins that compute.
 
-tests/families/computing.py has the stand-ins. Megatron-LM's parser, model, optimizer, checkpoint code, and loop are its
-own.
+tests/families/computing.py has the stand-ins. Megatron-LM's parser, model, optimizer, checkpoint code, and loop are
+its own.
 """
 
 import sys
@@ -30,7 +30,7 @@ FLAGS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_megatron_lm_trains_from_a_release(tmp_path: Path, chats: steps.Chats, kind: str) -> None:
-    """It starts with transformers' loss, learns, and saves what comes back."""
+    """It starts with transformers' loss, learns, and saves every tensor that an export needs."""
     import tiny
 
     source = tiny.make_model(tmp_path / "hf", KINDS[kind])
@@ -50,4 +50,5 @@ def test_megatron_lm_trains_from_a_release(tmp_path: Path, chats: steps.Chats, k
     assert losses[1] == pytest.approx(hf_loss(source, done.batches(1)), abs=1e-4)
     assert losses[3] < losses[1]
     AutoBridge.from_hf_pretrained(source).export_ckpt(megatron, tmp_path / "back")
-    assert differences(Tensors(source), Tensors(tmp_path / "back"))
+    changed = differences(Tensors(source), Tensors(tmp_path / "back"))
+    assert changed and not [line for line in changed if line.startswith("only in")], changed

@@ -30,7 +30,9 @@ def take_own_flags() -> argparse.Namespace:
     parser.add_argument("--record", metavar="DIR", help="record the losses and batches of each iteration")
     parser.add_argument("--megatron-lm", metavar="DIR", help="run pretrain_gpt.py of this checkout of Megatron-LM")
     parser.add_argument("--packages-of", metavar="DIR", help="run finetune.py with the packages of this checkout")
-    parser.add_argument("--stand-ins", action="store_true", help="compute with stand-ins for Transformer Engine's modules")
+    parser.add_argument(
+        "--stand-ins", action="store_true", help="compute with stand-ins for Transformer Engine's modules"
+    )
     given, sys.argv[1:] = parser.parse_known_args()
     return given
 

@@ -32,9 +32,8 @@ CONFIGS = {
     "Glm4Moe": {"model_type": "glm4_moe", **ROUTED},
     "GptOss": {"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2},
     "Olmoe": {"model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 2},
-    "Exaone4": {"model_type": "exaone4", "sliding_window_pattern": "LLLG", "layer_types": ["full_attention"] * 4},
     "Gemma2": {"model_type": "gemma2", "sliding_window_size": 4096, "cache_implementation": "hybrid"},
-    "Gemma3": {"model_type": "gemma3_text", "rope_local_base_freq": 10000, "sliding_window_pattern": 2},
+    "Gemma3": {"model_type": "gemma3_text", "rope_local_base_freq": 10000},
 }
 
 

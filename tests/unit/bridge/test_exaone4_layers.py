@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import Exaone4Config
 
+from megatron.bridge import AutoBridge
+from megatron.bridge.models.conversion.config_check import check_config
 from megatron.bridge.models.exaone.exaone4.exaone4_bridge import Exaone4Bridge
 
 
@@ -24,3 +26,11 @@ def test_local_layers_have_windows_and_global_ones_no_positions():
 def test_all_layers_are_alike_without_windows():
     made = provider(sliding_window=None, layer_types=["full_attention"] * 4)
     assert made.window_size is None and made.no_rope_freq is None
+
+
+def test_published_spelling_of_the_pattern_is_taken():
+    """The 32B has LLLG beside the kinds of its layers."""
+    kinds = ["sliding_attention"] * 3 + ["full_attention"]
+    pattern = {"sliding_window": 32, "sliding_window_pattern": "LLLG", "layer_types": kinds}
+    sizes = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    check_config(AutoBridge.from_hf_config(Exaone4Config(architectures=["Exaone4ForCausalLM"], **sizes, **pattern)))

@@ -74,10 +74,15 @@ def carry_over(provider: Any, source: Any) -> None:
     """Give a provider the RoPE scaling and the sliding windows of the config that it was made from.
 
     Args:
-        provider: What a bridge's `provider_bridge` has returned. It is left as it is unless it is of `FAMILIES`.
+        provider: What a bridge's `provider_bridge` has returned. Of other families than `FAMILIES`, only Gemma 3's
+            pattern of windows is changed.
         source: The Hugging Face model, or its config.
     """
     config = getattr(source, "config", source)
+    if config.model_type in ("gemma3", "gemma3_text"):
+        kinds = getattr(config, "text_config", config).layer_types
+        local = kinds.index("full_attention") if "full_attention" in kinds else len(kinds)
+        provider.interleaved_attn_pattern = (local, 1)
     if config.model_type not in FAMILIES:
         return
     config = own_config(config)
