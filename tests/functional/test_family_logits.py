@@ -52,6 +52,11 @@ ROWS = {
     "OlmoeForCausalLM with fewer key and value heads": None,
     "Qwen2_5_VLForConditionalGeneration": None,
     "Qwen3NextForCausalLM": None,
+    f"Qwen3NextForCausalLM: rope_parameters={LINEAR}": None,
+    f"Qwen3NextForCausalLM: rope_parameters={YARN}": "rope_type is 'yarn', which Bridge's model doesn't have",
+    'Qwen3_5ForCausalLM: hidden_act="gelu"': "hidden_act is 'gelu', Bridge's model has 'silu'",
+    f"Qwen3VLForConditionalGeneration: rope_parameters={YARN}": "rope_type is 'yarn', which Bridge's model",
+    'NemotronHForCausalLM: mlp_hidden_act="silu"': "mlp_hidden_act is 'silu', Bridge's model has 'relu2'",
 }
 
 

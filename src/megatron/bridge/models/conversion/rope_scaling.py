@@ -13,7 +13,7 @@ import transformers
 # Families of GPTModelProvider whose layers have one RoPE for all.
 FAMILIES = (
     "exaone4", "exaone_moe", "gemma", "gemma2", "glm4_moe", "gpt_oss", "hy_v3", "llama", "minimax_m2", "ministral",
-    "mistral", "nemotron", "olmoe", "qwen2", "qwen3", "qwen3_moe",
+    "mistral", "nemotron", "olmoe", "qwen2", "qwen3", "qwen3_moe", "qwen3_next",
 )  # fmt: skip
 # Where transformers has sliding windows: in the layers that `layer_types` names, or in all. Other families have none,
 # whatever their config says.
