@@ -102,5 +102,5 @@ the kinds of configs that are proved already: their imports take no longer.
             ],
         )
     ],
-    stands_on=["command-verify", "config-check", "proof"],
+    stands_on=["command-verify", "config-check", "proof", "layout-families"],
 )

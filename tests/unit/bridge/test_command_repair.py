@@ -22,6 +22,7 @@ def test_packages_are_kept_from_the_terminal(capfd):
         os.write(1, b"noise")
         print("noise")
         logging.getLogger("megatron.bridge.models.x").warning("a\nwarning\x1b")
+        logging.getLogger("megatron.bridge.verify.at_import").warning("a proof")
         terminal.note("a note")
     printed = capfd.readouterr()
-    assert (printed.out, printed.err) == ("", "Note: a note\nWarning: a warning?\n")
+    assert (printed.out, printed.err) == ("", "Note: a note\nWarning: a warning?\nWarning: a proof\n")

@@ -57,6 +57,16 @@ def test_proved_config_starts_nothing(monkeypatch: pytest.MonkeyPatch):
     assert run(monkeypatch, UNKNOWN, False, {}) == (None, [])
 
 
+def test_model_that_needs_transformer_engine_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A proof has Megatron Core's own layers, which can't make it."""
+    config = transformers.Gemma2Config(architectures=["Gemma2ForCausalLM"])
+    found, started = run(monkeypatch, config, None, {})
+    assert (found["verdict"], started) == (NOT_PROVED, [])
+    assert "not proved: its layers need Transformer Engine" in caplog.text
+
+
 @pytest.mark.parametrize("verdict", [SAME, FLAGS, NOT_PROVED])
 def test_verdict_of_a_twin_is_recorded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, verdict: str

@@ -90,7 +90,7 @@ def _warnings_into(warnings: list[str]) -> Iterator[None]:
     handler = logging.Handler(logging.WARNING)
     handler.emit = emit
     # Not megatron.bridge.utils, which warns of kernels that the host lacks. No conversion needs them.
-    loggers = [logging.getLogger(f"megatron.bridge.{name}") for name in ("models", "training")]
+    loggers = [logging.getLogger(f"megatron.bridge.{name}") for name in ("models", "training", "verify")]
     for logger in loggers:
         logger.addHandler(handler)
     try:

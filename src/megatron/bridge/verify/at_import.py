@@ -66,6 +66,7 @@ def start(bridge: Any, source: str | os.PathLike, verify: bool | None, strict: b
         **options: What `import_ckpt` passes to `from_hf_pretrained`.
     """
     from megatron.bridge.models.conversion.config_check import remarks
+    from megatron.bridge.models.conversion.layout_families import needs_layout
     from megatron.bridge.models.conversion.rope_scaling import own_config
     from megatron.bridge.utils.common_utils import get_rank_safe
 
@@ -79,6 +80,9 @@ def start(bridge: Any, source: str | os.PathLike, verify: bool | None, strict: b
     if (reason := why_not()) is not None:
         if verify:
             _tell(Verdict(NOT_PROVED, notes=[reason]), running)
+        return
+    if needs_layout(config.to_dict()):
+        _tell(Verdict(NOT_PROVED, notes=["its layers need Transformer Engine, and a proof runs without it"]), running)
         return
     # A name on the hub says nothing of the revision.
     source = bridge.hf_pretrained.state.source.path if options.get("revision") else source
