@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -74,7 +74,8 @@ def value_problems(config: Any) -> Iterator[str]:
         config: A config of a family in `FAMILIES`, in transformers' class.
     """
     values = config.to_dict()
-    declared = _declared(type(config))
+    kind: type = type(config)
+    declared = _declared(kind)
     for key, least in _WHOLE.items():
         value = values.get(key)
         if key not in declared and key not in _READ_BY_ALL or value is None and (key in _OR_NULL or key not in values):
@@ -104,11 +105,11 @@ def _declared(kind: type) -> frozenset[str]:
     return frozenset(kind().to_dict())
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: Any, least: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_number(value: Any, least: float, most: float = math.inf) -> bool:
+def _is_number(value: Any, least: float, most: float = math.inf) -> TypeGuard[float]:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and math.isfinite(value) and least <= value <= most
 
