@@ -7,7 +7,7 @@ from fork.change import Change
 change = Change(
     name="layout-config",
     message="""\
-feat(model): list the keys of config.json of Gemma 2 and 3, EXAONE, MiniMax-M2
+feat(model): list the config keys of Gemma 2 and 3, EXAONE, MiniMax-M2
 
 Keep a table for each of these families, as for those that Megatron-LM's
 pretrain_gpt.py has, and compare what is theirs alone: Gemma 3's two RoPEs

@@ -8,7 +8,7 @@ from fork.edits import File, assign, insert_after
 change = Change(
     name="unproved-config",
     message="""\
-feat(ckpt)!: refuse what is known to make another model of Qwen3-Next and others
+feat(ckpt)!: refuse what is known to make another model of Qwen3-Next
 
 A Qwen3-Next or Qwen3-VL with YaRN in its config, as their model cards advise
 for long texts, was imported without it, and with the warning that its keys

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_layout import make_iteration, write_train_state
+import torch
+from test_layout import make_iteration
 from test_leftovers import left
 from test_release_writer import RELEASE_ONLY, entries
 
@@ -133,6 +134,10 @@ def kill_at(monkeypatch, step):
         for name in names:
             monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
     return done
+
+
+def write_train_state(root, step):
+    torch.save({"step": torch.tensor(step)}, root / BRIDGE_TRACKER)
 
 
 def save_iteration_0(root):
