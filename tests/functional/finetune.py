@@ -61,7 +61,7 @@ def provide_model(
     args = get_args()
     config = given.get("config") or arguments.core_transformer_config_from_args(args)
     if getattr(args, "hybrid_layer_pattern", None):
-        return _hybrid_model(args, config, pre_process, post_process)
+        return _hybrid_model(config, given.get("pg_collection"), pre_process, post_process)
     groups = {name: given[name] for name in ("pg_collection",) if given.get(name) is not None}
     same_name = ("position_embedding_type", "rotary_base", "rotary_percent")
     return GPTModel(
@@ -83,22 +83,13 @@ def provide_model(
     )
 
 
-def _hybrid_model(args: Any, config: Any, pre_process: bool, post_process: bool) -> Any:
-    """Build a model with Mamba layers by the arguments that `pretrain_hybrid.py` of core 0.19 passes."""
-    from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
-    from megatron.core.models.hybrid.hybrid_model import HybridModel
+def _hybrid_model(config: Any, groups: Any, pre_process: bool, post_process: bool) -> Any:
+    """Build a model with Mamba layers by Megatron-LM's own builder, as `pretrain_hybrid.py` of core 0.19 does."""
+    from megatron.training.argument_utils import hybrid_config_from_args
+    from megatron.training.models.hybrid import HybridModelBuilder
 
-    same_name = ("hybrid_layer_pattern", "position_embedding_type", "rotary_percent", "rotary_base")
-    return HybridModel(
-        config=config,
-        hybrid_stack_spec=hybrid_stack_spec,
-        vocab_size=args.padded_vocab_size,
-        max_sequence_length=args.max_position_embeddings,
-        pre_process=pre_process,
-        post_process=post_process,
-        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
-        **{name: getattr(args, name) for name in same_name},
-    )
+    builder = HybridModelBuilder(hybrid_config_from_args(get_args(), config))
+    return builder.build_model(groups, pre_process, post_process)
 
 
 def provide_datasets(samples: list[int], vp_stage: int | None = None) -> Any:
