@@ -393,12 +393,6 @@ def _small(config: dict[str, Any], values: dict[str, Any], sizes: dict[str, Any]
     return made | kept | given
 
 
-def _turned(rope: dict[str, Any]) -> dict[str, Any]:
-    """Return `rope_parameters`, of all layers or of each kind of them, with bases of its own."""
-    made = {name: _turned(value) if isinstance(value, dict) else value for name, value in rope.items()}
-    return made | ({"rope_theta": rope["rope_theta"] * 2} if "rope_theta" in rope else {})
-
-
 def config(architecture: str) -> dict[str, Any]:
     """Return what a row says of config.json."""
     row = ROWS[architecture]

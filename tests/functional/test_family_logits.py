@@ -2,8 +2,7 @@
 """Bridge loads releases of families that ask for Transformer Engine, and computes the logits of transformers.
 
 The stand-ins for Transformer Engine's, mamba-ssm's and FLA's modules compute here, on the CPU
-(tests/families/computing.py). Megatron-LM's `pretrain_gpt.py` has no such models. `nox -s families` compares every
-architecture that transformers has code for.
+(tests/families/computing.py). Megatron-LM's `pretrain_gpt.py` has no such models.
 """
 
 import json

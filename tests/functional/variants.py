@@ -62,7 +62,7 @@ BIAS = "refused: attention_bias is True, expected False"
 MLP_BIAS = "refused: mlp_bias is True, expected False"
 NORMALIZED = "refused: norm_topk_prob is False, expected True"
 GATED_GELU = "said: No flags of pretrain_gpt.py give this model, Megatron Bridge trains it: the activation gated gelu"
-NO_FLAGS = "said: No flags of pretrain_gpt.py give this model, Megatron Bridge trains it: "
+OLMOE_CODE = "said: Megatron Bridge trains it: it is made of models.olmoe.olmoe_provider"
 NO_MLP_BIAS = "refused: attention_bias is True, Bridge's model has False"
 UNTIED = "refused: tie_word_embeddings is True, Bridge's model has False"
 NORMS = "refused: rms_norm_eps is 0.01, which Bridge's latent attention uses, but not transformers'"
@@ -311,11 +311,11 @@ VARIANTS = [
     ),
     *_rows(
         "olmoe",
-        ("as it is", {}, NO_FLAGS),
+        ("as it is", {}, OLMOE_CODE),
         ("clip_qkv", {"clip_qkv": 0.5}, "refused: clip_qkv is 0.5, expected None"),
         ("norm_topk_prob", {"norm_topk_prob": True}, "refused: norm_topk_prob is True, Bridge's model has False"),
         ("attention_bias", {"attention_bias": True}, BIAS),
-        ("half as many KV heads", {"num_key_value_heads": 2}, NO_FLAGS),
+        ("half as many KV heads", {"num_key_value_heads": 2}, OLMOE_CODE),
     ),
     *_rows(
         "nemotron",
