@@ -32,6 +32,7 @@ CONFIGS = {
     "Glm4Moe": {"model_type": "glm4_moe", **ROUTED},
     "GptOss": {"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2},
     "Olmoe": {"model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 2},
+    "Qwen3Next": {"model_type": "qwen3_next"},
     "Gemma2": {"model_type": "gemma2", "sliding_window_size": 4096, "cache_implementation": "hybrid"},
     "Gemma3": {"model_type": "gemma3_text", "rope_local_base_freq": 10000},
 }
@@ -71,6 +72,7 @@ def test_plain_config_is_taken(tmp_path: Path, name: str) -> None:
         ("GptOss", {"attention_bias": False}, "attention_bias is False, expected True"),
         ("Olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0, expected None"),
         ("Gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu', Bridge's model has fast_gelu"),
+        ("Qwen3Next", {"hidden_act": "gelu"}, "hidden_act is 'gelu', Bridge's model has 'silu'"),
         ("Gemma3", {"final_logit_softcapping": 5.0}, "final_logit_softcapping is 5.0, expected None"),
     ],
 )

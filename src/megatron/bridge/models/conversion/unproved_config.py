@@ -4,15 +4,11 @@
 Each was found by Bridge's logits beside those of transformers, with one value of a tiny model changed.
 """
 
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megatron.bridge.models.conversion.rope_scaling import own_config, rope_parameters
-from megatron.bridge.release_checkpoint import proof
+from megatron.bridge.models.conversion.rope_scaling import rope_parameters
 
-
-logger = logging.getLogger(__name__)
 
 _SILU = {"hidden_act": ("silu", "swish")}
 _TANH = {"hidden_activation": ("gelu_pytorch_tanh",)}
@@ -40,33 +36,6 @@ KINDS_OF_ROPE = dict.fromkeys(
     ),
     ("default", "mrope"),
 ) | {"qwen3_next": ("default", "linear")}  # fmt: skip
-
-
-def check_unproved(bridge: Any, strict: bool = True) -> None:
-    """Refuse a config that is known to make another model. Reads no weights.
-
-    Args:
-        bridge: An `AutoBridge`.
-        strict: False turns the error into a warning.
-
-    Raises:
-        ValueError: Bridge's model has another value than the config.
-    """
-    source = getattr(bridge, "hf_pretrained", None)
-    config = getattr(source, "config", source)
-    if getattr(config, "model_type", None) not in ONLY.keys() | KINDS_OF_ROPE.keys():
-        return
-    config = own_config(config)
-    if not (wrong := list(known_problems(config))):
-        return
-    line = f"config.json of {config.model_type}: {'; '.join(wrong)}"
-    if strict:
-        raise ValueError(
-            f"{line}: Megatron Core would compute another model. Use a checkpoint without it, or pass strict=False "
-            "(--no-strict)"
-        )
-    what = f"{line}: Megatron Core doesn't compute what transformers computes"
-    proof.warn(logger, what, left_out=what)
 
 
 def known_problems(config: Any) -> Iterator[str]:
